@@ -1,0 +1,116 @@
+"""Detector blur of X-ray imaging: a kernel from its modulation transfer function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsr.degradation.kernels import FineGrid, Part
+
+__all__ = ["DetectorMTF"]
+
+Array = NDArray[np.float64]
+LONGEST = 64  # fine samples from the center beyond which a kernel is cut
+LOST = 0.002  # share of the absolute weight that may be cut away before
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorMTF:
+    """Isotropic blur with a given modulation transfer function (MTF); separable only where it is a Gaussian.
+
+    The kernel is the inverse Fourier transform of the curve inside the band that the fine grid can hold, so its own
+    MTF equals the asked one there (to 0.01 unless the tail is longer than 64 fine samples, which are then cut).
+
+    Use `sampling="point"` with a presampled MTF, which holds the detector's aperture already, and `"area"` with the
+    MTF of the scintillator alone. The curve is what lies between the fine scan and the coarse one: if the fine scan was
+    blurred itself, give the ratio of the two curves.
+
+    Attributes:
+        form: "gaussian" exp(-ln 2 (f/f50)**2), "lorentzian" 1 / (1 + (f/f50)**2), "exponential" exp(-ln 2 f/f50), or
+            "table".
+        f50_per_mm: frequency at which the curve is one half, in cycles per millimeter; not for a table.
+        table: pairs (cycles per millimeter, MTF), ascending; linear in between, straight on from (0, 1), and beyond the
+            last pair falling by the slope of the last two on a logarithmic scale.
+
+    Raises:
+        ValueError: a frequency or MTF out of range, a table of less than two pairs or out of order.
+    """
+
+    form: Literal["gaussian", "lorentzian", "exponential", "table"]
+    f50_per_mm: float | None = None
+    table: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.form not in ("gaussian", "lorentzian", "exponential", "table"):
+            raise ValueError(f"form: expected gaussian, lorentzian, exponential or table; found {self.form!r}")
+        if self.form != "table":
+            if self.f50_per_mm is None or not (math.isfinite(self.f50_per_mm) and self.f50_per_mm > 0) or self.table:
+                raise ValueError(f"{self.form}: expected f50_per_mm above 0 and no table; found {self.f50_per_mm}")
+            return
+        frequency = [f for f, _ in self.table]
+        ascending = all(a < b for a, b in zip(frequency, frequency[1:], strict=False))
+        if len(frequency) < 2 or not ascending or frequency[0] < 0 or any(not 0 < m <= 1.5 for _, m in self.table):
+            raise ValueError(
+                "table: expected two or more pairs (cycles per mm, MTF), ascending, each MTF above 0 and at most 1.5; "
+                f"found {self.table}"
+            )
+
+    @classmethod
+    def measured(cls, frequency_per_mm: Sequence[float], mtf: Sequence[float]) -> Self:
+        """The curve through measured values.
+
+        Raises:
+            ValueError: the two differ in length, or the table is not valid.
+        """
+        pairs = tuple((float(f), float(m)) for f, m in zip(frequency_per_mm, mtf, strict=True))
+        return cls("table", table=pairs)
+
+    def at(self, frequency_per_mm: Array) -> Array:
+        """The curve at frequencies (any shape) in cycles per millimeter."""
+        f = np.abs(np.asarray(frequency_per_mm, np.float64))
+        if self.form == "table" or self.f50_per_mm is None:
+            known, values = (np.array(column) for column in zip(*self.table, strict=True))
+            if known[0] > 0:
+                known, values = np.append(0.0, known), np.append(1.0, values)
+            fall = min(math.log(values[-1] / values[-2]) / (known[-1] - known[-2]), 0.0)
+            return np.asarray(np.interp(f, known, values) * np.exp(fall * np.maximum(f - known[-1], 0)), np.float64)
+        ratio = f / self.f50_per_mm
+        if self.form == "gaussian":
+            return np.asarray(np.exp(-math.log(2) * ratio**2), np.float64)
+        if self.form == "lorentzian":
+            return np.asarray(1 / (1 + ratio**2), np.float64)
+        return np.asarray(np.exp(-math.log(2) * ratio), np.float64)
+
+    def parts(self, grid: FineGrid) -> tuple[Part, ...]:
+        """Weights in the plane (along the line, for a factor of one axis).
+
+        Raises:
+            ValueError: the spacing in the plane is unknown.
+        """
+        axes = tuple(range(max(len(grid.factor) - 2, 0), len(grid.factor)))
+        steps_mm = [grid.step_um(a, cure="a Gaussian with fwhm_samples") * 1e-3 for a in axes]
+        size = 4 * LONGEST
+        frequency = np.fft.fftfreq(size)
+        radial = np.zeros((size,) * len(axes))
+        phase = np.ones((size,) * len(axes), np.complex128)
+        for i, (axis, step) in enumerate(zip(axes, steps_mm, strict=True)):
+            line = frequency.reshape([-1 if j == i else 1 for j in range(len(axes))])
+            radial = radial + (line / step) ** 2
+            phase = phase * np.exp(1j * math.pi * line * grid.half[axis])
+        spread = np.fft.fftshift(np.fft.ifftn(self.at(np.sqrt(radial)) * phase).real)
+        return (Part(axes, _cut(spread, [grid.half[a] for a in axes])),)
+
+
+def _cut(spread: Array, half: list[bool]) -> Array:
+    """The middle of `spread` that holds all but `LOST` of its absolute weight, normalized."""
+    middle, total = spread.shape[0] // 2, np.abs(spread).sum()
+    for reach in range(1, LONGEST + 1):
+        kept = spread[tuple(slice(middle - reach, middle + reach + (0 if h else 1)) for h in half)]
+        if np.abs(kept).sum() >= (1 - LOST) * total:
+            break
+    return np.asarray(kept / kept.sum(), np.float64)

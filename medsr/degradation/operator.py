@@ -1,0 +1,328 @@
+"""Degradation: how a fine scan becomes a coarse one, y = (k * x) sampled + noise, in unit intensity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from medsr.degradation.kernels import FineGrid, Kernel, Weights
+from medsr.degradation.noise import Noise
+from medsr.scan import Factor, validate_factor
+
+__all__ = ["Degradation", "Sampling", "sampling_weights"]
+
+Sampling = Literal["area", "point", "cubic"]
+Array = NDArray[np.float64]
+
+BLOCK = 64  # coarse samples of one matrix product along an axis; keeps the banded matrix small and the BLAS busy
+
+
+class Stage(NamedTuple):
+    """Weights over some axes, and the fine position of the first weight relative to that of coarse sample 0."""
+
+    axes: tuple[int, ...]
+    weights: Array
+    start: tuple[int, ...]
+
+
+def sampling_weights(sampling: Sampling, factor: int) -> Array:
+    """Weights (1D, sum 1, symmetric about the middle of the block) with which one coarse sample reads the fine ones.
+
+    "area": the mean over the block (a detector pixel integrates). "point": the fine sample at the middle of the block
+    (a scanning microscope skips what lies between); for an even factor the kernel is sampled there directly, and
+    without a kernel it is the mean of the two neighbors. "cubic": MATLAB's antialiased cubic, a = -0.5.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if sampling == "area":
+        return np.full(factor, 1 / factor)
+    if sampling == "point":
+        return np.ones(1)
+    if sampling == "cubic":
+        count = 4 * factor - factor % 2
+        weights = cubic((np.arange(count) - (count - 1) / 2) / factor)
+        return np.asarray(weights / weights.sum(), np.float64)
+    raise ValueError(f"sampling: expected one of {', '.join(get_args(Sampling))}; found {sampling!r}")
+
+
+def cubic(x: Array) -> Array:
+    """Keys' cubic with a = -0.5 (doi:10.1109/TASSP.1981.1163711, equation 15)."""
+    d = np.abs(x)
+    near = 1.5 * d**3 - 2.5 * d**2 + 1
+    far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+    return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)), np.float64)
+
+
+class Degradation:
+    """Blur, sampling and noise of a coarser acquisition, in unit intensity.
+
+    Coarse sample i lies at the middle of its block of fine samples, at fine position factor * i + (factor - 1) / 2, as
+    `Grid.coarsen` says. Beyond its edge the fine scan is continued by its last sample. All weights sum to 1.
+
+    Args:
+        factor: fine samples for each coarse one, for the last axes, slowest first; such as (4, 4) or (1, 2, 2).
+        kernel: blur before sampling: a `Gaussian`, `Airy`, `DetectorMTF`, `Weights`, an array over all axes of the
+            factor, or one 1D array an axis; None: no blur.
+        sampling: how a coarse sample reads the blurred scan; see `sampling_weights`.
+        noise: what the detector adds, such as `PoissonGaussian`; None: nothing.
+        spacing_um: spacing of the fine samples for the factor's axes, needed by kernels in micrometers; entries or the
+            whole may be None for unknown.
+
+    Raises:
+        ValueError: a factor, sampling or kernel that is not valid, or a spacing that the kernel needs and is unknown.
+    """
+
+    def __init__(
+        self,
+        factor: Factor,
+        *,
+        kernel: Kernel | Array | Sequence[Array] | None = None,
+        sampling: Sampling = "area",
+        noise: Noise | None = None,
+        spacing_um: tuple[float | None, ...] | None = None,
+    ) -> None:
+        self.factor = validate_factor(factor)
+        self.sampling: Sampling = sampling
+        self.noise = noise
+        spacing = (None,) * len(self.factor) if spacing_um is None else tuple(spacing_um)
+        if len(spacing) != len(self.factor):
+            raise ValueError(f"spacing_um: expected one entry for each axis of {self.factor}, found {spacing_um}")
+        if isinstance(kernel, np.ndarray):
+            kernel = Weights(kernel)
+        elif isinstance(kernel, Sequence):
+            kernel = Weights(*kernel)
+        self.kernel = kernel
+        half = tuple(sampling == "point" and f % 2 == 0 for f in self.factor)
+        self._stages = self._compose(FineGrid(self.factor, spacing, half))
+
+    def __repr__(self) -> str:
+        parts = [repr(self.factor), f"sampling={self.sampling!r}"]
+        parts += [f"{name}={value!r}" for name, value in (("kernel", self.kernel), ("noise", self.noise)) if value]
+        return f"Degradation({', '.join(parts)})"
+
+    def _compose(self, grid: FineGrid) -> tuple[Stage, ...]:
+        """Kernel and sampling weights of each group of axes as one set of weights."""
+        parts = () if self.kernel is None else self.kernel.parts(grid)
+        named = [axis for part in parts for axis in part.axes]
+        if len(set(named)) != len(named):
+            raise ValueError(f"kernel: expected each axis in at most one part, found {named}")
+        blurred = [(part.axes, part.weights) for part in parts]
+        blurred += [((axis,), np.ones(1)) for axis in range(len(self.factor)) if axis not in named]
+        stages = []
+        for axes, kernel in blurred:
+            weights = kernel
+            for i, axis in enumerate(axes):
+                factor = self.factor[axis]
+                weights = _convolve(weights, sampling_weights(self.sampling, factor), i)
+                if (weights.shape[i] - factor) % 2:  # the middle lies between positions of the fine grid
+                    weights = _convolve(weights, np.array([0.5, 0.5]), i)
+            # middle of the weights = middle of the block: start + (length - 1) / 2 = (factor - 1) / 2
+            start = tuple((self.factor[a] - n) // 2 for a, n in zip(axes, weights.shape, strict=True))
+            if weights.size > 1 or any(self.factor[a] > 1 for a in axes):
+                stages.append(Stage(axes, weights / weights.sum(), start))
+        return tuple(stages)
+
+    @property
+    def halo(self) -> tuple[int, ...]:
+        """Coarse samples of context, for each axis of the factor, beyond which nothing matters to a coarse sample."""
+        reach = dict.fromkeys(range(len(self.factor)), 0)
+        for stage in self._stages:
+            for axis, start in zip(stage.axes, stage.start, strict=True):
+                reach[axis] = math.ceil(max(0, -start) / self.factor[axis])
+        return tuple(reach.values())
+
+    def mean(self, high: Tensor) -> Tensor:
+        """The coarse scan without noise: linear, and gradients pass.
+
+        Args:
+            high: fine samples, (n, 1, *fine), unit intensity; any leading axes will do. float64 is kept, every other
+                type computes in and returns float32 (on a GPU in float64 inside: its float32 may be TF32).
+
+        Returns:
+            (n, 1, *coarse) with coarse = fine / factor.
+
+        Raises:
+            ValueError: too few axes, or a size that is no multiple of the factor.
+        """
+        lead, size = self._split(high)
+        if any(n % f or n == 0 for n, f in zip(size, self.factor, strict=True)):
+            whole = tuple(n // f * f for n, f in zip(size, self.factor, strict=True))
+            raise ValueError(
+                f"fine size {size}: expected multiples of the factor {self.factor}; crop to {whole} first"
+                if all(whole)
+                else f"fine size {size}: expected at least one block of the factor {self.factor} along each axis"
+            )
+        with torch.autocast(high.device.type, enabled=False):
+            x = _precise(high).reshape(-1, *size)
+            for stage in self._stages:
+                forward = _line if len(stage.axes) == 1 else _block
+                x = forward(x, stage, self.factor)
+            return x.reshape(*lead, *x.shape[1:]).to(_kept(high))
+
+    def adjoint(self, low: Tensor) -> Tensor:
+        """The exact transpose of `mean`, border included: <mean(x), y> equals <x, adjoint(y)>.
+
+        Args:
+            low: coarse samples, (n, 1, *coarse); any leading axes will do.
+
+        Returns:
+            (n, 1, *fine) with fine = coarse * factor.
+
+        Raises:
+            ValueError: too few axes.
+        """
+        lead, size = self._split(low)
+        with torch.autocast(low.device.type, enabled=False):
+            y = _precise(low).reshape(-1, *size)
+            for stage in reversed(self._stages):
+                transpose = _line_transposed if len(stage.axes) == 1 else _block_transposed
+                y = transpose(y, stage, self.factor)
+            return y.reshape(*lead, *y.shape[1:]).to(_kept(low))
+
+    def __call__(self, high: Tensor, generator: torch.Generator) -> Tensor:
+        """The coarse scan with noise; shapes as in `mean`, the noise follows from the generator's state."""
+        low = self.mean(high)
+        return low if self.noise is None else self.noise(low, generator)
+
+    def _split(self, x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        axes = len(self.factor)
+        if x.ndim < axes:
+            raise ValueError(f"expected (n, 1, *size) with {axes} axes of size, found shape {tuple(x.shape)}")
+        return tuple(x.shape[: x.ndim - axes]), tuple(x.shape[x.ndim - axes :])
+
+
+def _kept(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.float64 if x.is_cuda or x.dtype == torch.float64 else torch.float32)
+
+
+def _convolve(weights: Array, line: Array, axis: int) -> Array:
+    """Full convolution of N-D weights with a line along one axis."""
+    shape = list(weights.shape)
+    length = shape[axis]
+    shape[axis] += len(line) - 1
+    out = np.zeros(shape)
+    for i, value in enumerate(line):
+        out[(slice(None),) * axis + (slice(i, i + length),)] += value * weights
+    return out
+
+
+def _extend(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """Continue an axis by its edge samples; a negative count cuts instead. Any count, however small the axis."""
+    size = x.shape[axis]
+    x = x.narrow(axis, max(-before, 0), size - max(-before, 0) - max(-after, 0))
+    parts = [x]
+    if before > 0:
+        parts.insert(0, x.narrow(axis, 0, 1).expand(_sized(x, axis, before)))
+    if after > 0:
+        parts.append(x.narrow(axis, x.shape[axis] - 1, 1).expand(_sized(x, axis, after)))
+    return torch.cat(parts, axis) if len(parts) > 1 else x
+
+
+def _extend_transposed(y: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """The transpose of `_extend`: what was continued is added to the edge, what was cut is zero."""
+    first, last = max(before, 0), y.shape[axis] - max(after, 0)
+    body = y.narrow(axis, first, last - first)
+    edges = [
+        y.narrow(axis, 0, first).sum(axis, keepdim=True) + body.narrow(axis, 0, 1),
+        y.narrow(axis, last, y.shape[axis] - last).sum(axis, keepdim=True),
+    ]
+    if last - first > 1:
+        inner = body.narrow(axis, 1, last - first - 2)
+        edges = [edges[0], inner, edges[1] + body.narrow(axis, last - first - 1, 1)]
+    else:
+        edges = [edges[0] + edges[1]]
+    for count, place in ((-before, 0), (-after, len(edges))):
+        if count > 0:
+            edges.insert(place if place == 0 else len(edges), y.new_zeros(_sized(y, axis, count)))
+    return torch.cat(edges, axis)
+
+
+def _sized(x: Tensor, axis: int, count: int) -> list[int]:
+    shape = list(x.shape)
+    shape[axis] = count
+    return shape
+
+
+def _band(stage: Stage, factor: int, coarse: int, like: Tensor) -> tuple[Tensor, int]:
+    """The banded matrix (window, block) that turns a window of fine samples into a block of coarse ones."""
+    (length,) = stage.weights.shape
+    block = min(BLOCK, coarse)
+    matrix = np.zeros(((block - 1) * factor + length, block))
+    column = np.arange(block)[:, None]
+    matrix[column * factor + np.arange(length), column] = stage.weights
+    return torch.from_numpy(matrix).to(like.device, like.dtype), -(-coarse // block)
+
+
+def _line(x: Tensor, stage: Stage, factors: Factor) -> Tensor:
+    """Filter and sample along one axis, as products of overlapping windows with one banded matrix."""
+    axis, factor = stage.axes[0] + 1, factors[stage.axes[0]]
+    coarse = x.shape[axis] // factor
+    matrix, blocks = _band(stage, factor, coarse, x)
+    window, block = matrix.shape
+    reach = (blocks - 1) * block * factor + window
+    x = _extend(x, axis, -stage.start[0], reach + stage.start[0] - x.shape[axis])
+    windows = x.movedim(axis, -1).unfold(-1, window, block * factor)
+    return (windows @ matrix).flatten(-2)[..., :coarse].movedim(-1, axis)
+
+
+def _line_transposed(y: Tensor, stage: Stage, factors: Factor) -> Tensor:
+    axis, factor = stage.axes[0] + 1, factors[stage.axes[0]]
+    coarse = y.shape[axis]
+    matrix, blocks = _band(stage, factor, coarse, y)
+    window, block = matrix.shape
+    reach = (blocks - 1) * block * factor + window
+    y = functional.pad(y.movedim(axis, -1), (0, blocks * block - coarse)).unflatten(-1, (blocks, block))
+    spread = (y @ matrix.T).flatten(-2)
+    place = torch.arange(blocks, device=y.device)[:, None] * (block * factor) + torch.arange(window, device=y.device)
+    x = spread.new_zeros(*spread.shape[:-1], reach).index_add(-1, place.flatten(), spread).movedim(-1, axis)
+    return _extend_transposed(x, axis, -stage.start[0], reach + stage.start[0] - coarse * factor)
+
+
+def _margins(stage: Stage, factors: Factor, coarse: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(axis, before, after) by which the fine scan is continued so that every weight finds a sample."""
+    rows = zip(stage.axes, stage.start, stage.weights.shape, coarse, strict=True)
+    return [(a + 1, -s, s + length - factors[a]) for a, s, length, _ in rows]
+
+
+def _block(x: Tensor, stage: Stage, factors: Factor) -> Tensor:
+    """Filter and sample over the last axes at once: one strided convolution."""
+    axes = len(stage.axes)
+    coarse = [x.shape[a + 1] // factors[a] for a in stage.axes]
+    for axis, before, after in _margins(stage, factors, coarse):
+        x = _extend(x, axis, before, after)
+    lead, size = x.shape[: x.ndim - axes], x.shape[x.ndim - axes :]
+    stride = [factors[a] for a in stage.axes]
+    y = _CONVOLVE[axes](x.reshape(-1, 1, *size), _tensor(stage, x), stride=stride)
+    return y.reshape(*lead, *coarse)
+
+
+def _block_transposed(y: Tensor, stage: Stage, factors: Factor) -> Tensor:
+    axes = len(stage.axes)
+    lead, coarse = y.shape[: y.ndim - axes], y.shape[y.ndim - axes :]
+    stride = [factors[a] for a in stage.axes]
+    x = _TRANSPOSE[axes](y.reshape(-1, 1, *coarse), _tensor(stage, y), stride=stride)
+    x = x.reshape(*lead, *x.shape[2:])
+    for axis, before, after in _margins(stage, factors, coarse):
+        # a stride beyond the weights leaves fine samples that no coarse one reads; `after` is negative there
+        x = _extend_transposed(x, axis, before, after)
+    return x
+
+
+def _tensor(stage: Stage, like: Tensor) -> Tensor:
+    return torch.from_numpy(stage.weights)[None, None].to(like.device, like.dtype)
+
+
+_CONVOLVE: dict[int, Any] = {2: functional.conv2d, 3: functional.conv3d}
+_TRANSPOSE: dict[int, Any] = {2: functional.conv_transpose2d, 3: functional.conv_transpose3d}

@@ -1,0 +1,196 @@
+"""Lazy arrays: blocks decoded once and kept for a while, raw samples mapped from a file, axes put in order."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsr.scan import LazyArray
+
+__all__ = ["Arranged", "BlockArray", "MappedArray"]
+
+Array = NDArray[Any]
+Index = tuple[int, ...]
+
+KEEP_BYTES = 128 * 2**20
+KEEP_BYTES_MOST = 512 * 2**20
+
+
+def _boxed(region: Any, shape: tuple[int, ...]) -> tuple[list[range], tuple[slice | int, ...]]:
+    """The box of samples a NumPy basic index touches, and the index that picks the answer out of that box."""
+    parts = list(region) if isinstance(region, tuple) else [region]
+    dots = [i for i, part in enumerate(parts) if part is Ellipsis]
+    if len(dots) > 1 or len(parts) - len(dots) > len(shape):
+        raise IndexError(f"expected at most {len(shape)} indices for shape {shape}, found {region!r}")
+    at = dots[0] if dots else len(parts)
+    missing = len(shape) - (len(parts) - len(dots))
+    parts[at : at + len(dots)] = [slice(None)] * missing
+    box: list[range] = []
+    pick: list[slice | int] = []
+    for part, size in zip(parts, shape, strict=True):
+        if isinstance(part, slice):
+            wanted = range(*part.indices(size))
+            low, high = (min(wanted), max(wanted) + 1) if len(wanted) else (0, 0)
+            box.append(range(low, high))
+            pick.append(slice(None, None, wanted.step))  # the box ends where the wanted samples end
+        elif isinstance(part, (int, np.integer)) and -size <= part < size:
+            box.append(range(int(part) % size, int(part) % size + 1))
+            pick.append(0)
+        else:
+            raise IndexError(f"expected slices and whole numbers within shape {shape}, found {part!r}")
+    return box, tuple(pick)
+
+
+class BlockArray:
+    """An array cut into equal blocks; each is decoded when first asked for and kept while it is likely to return.
+
+    Kept are the blocks used last: at least `keep` bytes (default 128 MiB), and all those of the latest request up to
+    512 MiB, so that a sweep over tiles decodes each block once although a strip or a plane serves many tiles.
+    Threads may share one; a block that two ask for is decoded by one. Pickled without its blocks.
+
+    Args:
+        shape, dtype: of the whole array; the dtype in native byte order.
+        block: samples of a block along each axis; blocks at the end may be shorter.
+        load: decodes the block of an index (one whole number for each axis); picklable.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        *,
+        block: Sequence[int],
+        load: Callable[[Index], Array],
+        keep: int = KEEP_BYTES,
+    ) -> None:
+        self.shape = tuple(int(n) for n in shape)
+        self.dtype = np.dtype(dtype).newbyteorder("=")
+        self.block = tuple(max(1, min(int(b), n)) for b, n in zip(block, self.shape, strict=True))
+        self.load = load
+        self.keep = keep
+        self._forget()
+
+    def _forget(self) -> None:
+        self._blocks: OrderedDict[Index, Array] = OrderedDict()
+        self._pending: dict[Index, Future[Array]] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __getitem__(self, region: Any, /) -> Array:
+        box, pick = _boxed(region, self.shape)
+        out = np.empty([len(r) for r in box], self.dtype)
+        if out.size:
+            spans = [range(r[0] // b, r[-1] // b + 1) for r, b in zip(box, self.block, strict=True)]
+            touched = math.prod(len(s) for s in spans) * math.prod(self.block) * self.dtype.itemsize
+            keep = max(self.keep, min(touched, KEEP_BYTES_MOST)) if self.keep else 0
+            for index in product(*spans):
+                target, within = self._overlap(index, box)
+                out[target] = self._get(index, keep)[within]
+        return out[pick]  # type: ignore[no-any-return]
+
+    def _overlap(self, index: Index, box: list[range]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where a block's samples go in the answer, and which they are inside the block."""
+        target, within = [], []
+        for i, b, r in zip(index, self.block, box, strict=True):
+            low, high = max(r.start, i * b), min(r.stop, (i + 1) * b)
+            target.append(slice(low - r.start, high - r.start))
+            within.append(slice(low - i * b, high - i * b))
+        return tuple(target), tuple(within)
+
+    def _get(self, index: Index, keep: int) -> Array:
+        with self._lock:
+            if index in self._blocks:
+                self._blocks.move_to_end(index)
+                return self._blocks[index]
+            waiting = self._pending.get(index)
+            if waiting is None:
+                mine: Future[Array] = Future()
+                self._pending[index] = mine
+        if waiting is not None:
+            return waiting.result()
+        try:
+            decoded = self.load(index)
+        except BaseException as error:
+            with self._lock:
+                del self._pending[index]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._pending[index]
+            self._blocks[index] = decoded
+            self._bytes += decoded.nbytes
+            while self._blocks and self._bytes > keep:
+                self._bytes -= self._blocks.popitem(last=False)[1].nbytes
+        mine.set_result(decoded)
+        return decoded
+
+
+class MappedArray:
+    """Uncompressed samples that lie in a file one after the other, mapped and not read; pickled by its path.
+
+    Args:
+        path, offset: the file and the byte of the first sample.
+        dtype: of the samples in the file, its byte order included; answers come in native byte order.
+    """
+
+    def __init__(self, path: Path, *, offset: int, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+        self.path = path
+        self.offset = offset
+        self.shape = tuple(int(n) for n in shape)
+        self.stored = np.dtype(dtype)
+        self.dtype = self.stored.newbyteorder("=")
+        self._map: Array | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def __getitem__(self, region: Any, /) -> Array:
+        if self._map is None:
+            self._map = np.memmap(self.path, self.stored, mode="r", offset=self.offset, shape=self.shape)
+        return np.array(self._map[region], dtype=self.dtype)
+
+
+class Arranged:
+    """A view of a lazy array with its axes in another order and those of length 1 left out.
+
+    Args:
+        base: the array.
+        order: for each axis of the view the axis of `base`; an axis of `base` not named must have length 1.
+    """
+
+    def __init__(self, base: LazyArray, order: Sequence[int]) -> None:
+        dropped = [n for i, n in enumerate(base.shape) if i not in order]
+        if any(n != 1 for n in dropped) or len(set(order)) != len(order):
+            raise ValueError(f"Arranged: expected axes left out to have length 1, found shape {base.shape} as {order}")
+        self.base = base
+        self.order = tuple(order)
+        self.shape = tuple(int(base.shape[i]) for i in order)
+        self.dtype = np.dtype(base.dtype).newbyteorder("=")
+
+    def __getitem__(self, region: Any, /) -> Array:
+        box, pick = _boxed(region, self.shape)
+        part = [slice(0, 1)] * len(self.base.shape)
+        for axis, span in zip(self.order, box, strict=True):
+            part[axis] = slice(span.start, span.stop)
+        lengths = [len(r) for r in box]
+        if 0 in lengths:
+            return np.empty(lengths, self.dtype)[pick]  # type: ignore[no-any-return]
+        found = np.asarray(self.base[tuple(part)])
+        rest = [i for i in range(found.ndim) if i not in self.order]
+        return found.transpose(*self.order, *rest).reshape(lengths)[pick]  # type: ignore[no-any-return]

@@ -1,0 +1,47 @@
+"""Source: the files one scan is made of; Reader: what a reader of a format is; what the first bytes of a file say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsr.scan import Scan
+
+__all__ = ["Reader", "Source", "natural_key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The files one scan is made of; small and picklable, nothing is read.
+
+    Attributes:
+        path: file or folder as a person would name it.
+        files: all files the scan is made of, in no particular order (a reader sorts by content).
+        name: name of the output, unique inside one `find_scans`.
+        subject: "" unknown; else 16 hex digits of the SHA-256 of the patient's id, never the id.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    name: str
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One format: its name, whether a path looks like it, and how a source of it becomes a scan.
+
+    `accepts` looks at content, never raises. `read` raises ScanError with the file first.
+    """
+
+    name: str
+    accepts: Callable[[Path], bool]
+    read: Callable[[Source, str | int | None], Scan]
+
+
+def natural_key(path: Path | str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key in which "plane_2" comes before "plane_10" (digits by value, text without case)."""
+    parts = re.split(r"(\d+)", str(path))
+    return tuple((1, int(p), p) if p.isdigit() else (0, 0, p.casefold()) for p in parts)

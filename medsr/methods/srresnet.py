@@ -1,0 +1,277 @@
+"""SRResNet, the generator of SRGAN, in 2D and 3D: the network and the Upscaler in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medsr.methods.interpolation import interpolate, reach
+from medsr.methods.shuffle import icnr_, pixel_shuffle, prime_stages
+from medsr.scan import Factor, validate_factor
+
+if TYPE_CHECKING:
+    from medsr.scan import Scan
+
+__all__ = ["SRResNet"]
+
+Norm = Literal["none", "batch"]
+
+
+class SRResNet(nn.Module):
+    """Residual network with pixel shuffle; it adds detail to a cubic interpolation, in float32.
+
+    Two kinds, both with replicated edges, so that nothing but the samples within `halo` matters:
+
+    * `norm="none"` (default, for quantitative data). No layer has a bias, every activation is a PReLU, and the kernels
+      of the first convolution sum to zero. The detail is therefore blind to the level and proportional to the
+      contrast, whatever the weights: for every gain a > 0 and offset b
+
+          network(a * low + b) == a * network(low) + b
+
+      up to rounding, at the start and after any training. A flat field stays flat at its level, and a scan whose
+      intensity line is off by a factor or an offset gets the same picture.
+    * `norm="batch"`: the paper's layers and parameter count. The first kernels sum to zero here too, so the detail is
+      blind to the level; in eval mode the network's answer to a flat field, which then is the same for every level,
+      is subtracted from the detail, as a dark frame is from a picture. Proportional to the contrast it is not. Batch
+      statistics mix all samples of a batch, so only eval mode can be tiled: `adapt` refuses training mode.
+
+    With `residual=False` the output is that of the last convolution alone and the first kernels are free: with
+    `norm="batch"` this is the published network as it stands, for comparison with published results; flat fields are
+    not kept. 16 blocks of 64 features, RGB and factor (4, 4) have 1,547,350 parameters with or without the residual.
+
+    Under autocast the layers between run in half precision. The first convolution (it reads the stored levels), the
+    last one and the sum with the interpolation stay in float32, without TF32 on CUDA (compiled graphs follow the
+    global setting, `torch.backends.cudnn.conv.fp32_precision`).
+
+    Args:
+        factor: refinement of the last axes; two entries make a 2D network, three a 3D one. Any whole numbers: each
+            prime is a stage of its own, (4, 4) = (2, 2) then (2, 2).
+        channels: 1 for scientific scans; 3 only to compare with published RGB results.
+        features: channels of every layer (paper: 64).
+        blocks: residual blocks (paper: 16).
+        norm: "none" or "batch", see above.
+        head_kernel: width of the first convolution, odd (paper: 9).
+        tail_kernel: width of the last convolution, odd (paper: 9).
+        residual: add the cubic interpolation of the input (default), see above.
+
+    Attributes:
+        factor: as given.
+        halo: coarse samples of context for each axis of the factor: the exact reach of the layers.
+
+    Raises:
+        ValueError: a factor that is not two or three whole numbers with one above 1, an even kernel width, an unknown
+            norm, or a count below 1.
+
+    References:
+        C. Ledig et al., "Photo-realistic single image super-resolution using a generative adversarial network", 2017,
+        figure 4, doi:10.1109/CVPR.2017.19.
+        S. Mohan et al., "Robust and interpretable blind image denoising via bias-free convolutional neural networks",
+        2020, arXiv:1906.05478 (bias-free networks are scale-equivariant).
+    """
+
+    def __init__(
+        self,
+        factor: Factor,
+        *,
+        channels: int = 1,
+        features: int = 64,
+        blocks: int = 16,
+        norm: Norm = "none",
+        head_kernel: int = 9,
+        tail_kernel: int = 9,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.factor = _checked(factor, norm, min(channels, features, blocks), (head_kernel, tail_kernel))
+        self.norm = norm
+        self.residual = residual
+        stages = prime_stages(self.factor)
+        self.halo = _halo(self.factor, stages, blocks, head_kernel, tail_kernel)
+        dims, bias = len(self.factor), norm == "batch"
+        self.head = _conv(dims, channels, features, head_kernel, bias=bias)
+        self.head_activation = nn.PReLU()
+        self.body = nn.Sequential(*(ResidualBlock(dims, features, norm) for _ in range(blocks)))
+        self.mid = _normed(dims, features, norm)
+        self.upsampling = nn.Sequential(*(UpsamplingStage(stage, features, bias=bias) for stage in stages))
+        self.tail = _conv(dims, features, channels, tail_kernel, bias=bias)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights: He et al. 2015 for each layer, with little detail added at first.
+
+        Without a norm the second convolution of a block is scaled by 0.1, so that 16 blocks do not add up; the last
+        convolution is scaled by 0.1, so that training starts near the interpolation. Upsampling starts as repetition.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                _kaiming_(module.weight, slope=0.25)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, UpsamplingStage):
+                icnr_(module.conv.weight, module.factor, _kaiming_)
+            elif isinstance(module, nn.PReLU):
+                module.weight.fill_(0.25)
+            elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+                module.reset_parameters()
+        for block in self.body:
+            if self.norm == "none" and isinstance(block, ResidualBlock):
+                _kaiming_(block.second.get_parameter("0.weight"), slope=1.0).mul_(0.1)
+        _kaiming_(self.mid.get_parameter("0.weight"), slope=1.0)
+        _kaiming_(self.tail.weight, slope=1.0).mul_(0.1)
+
+    def adapt(self, scan: Scan) -> Self:  # noqa: ARG002 the contract of an Upscaler
+        """Itself: the network needs to know nothing of the scan.
+
+        Raises:
+            ValueError: batch normalization in training mode, where a tile would depend on what is beside it.
+        """
+        if self.norm == "batch" and self.training:
+            raise ValueError(
+                "SRResNet: expected eval mode to upscale with norm='batch', found training mode, in which each tile "
+                "would be normalized by its own statistics; call network.eval() first"
+            )
+        return self
+
+    def forward(self, low: Tensor) -> Tensor:
+        """(n, channels, *size) in unit intensity to (n, channels, *size * factor), float32."""
+        low = low.to(torch.promote_types(self.head.weight.dtype, torch.float32))
+        detail = self._detail(low)
+        if not self.residual:
+            return detail
+        if self.norm == "batch" and not self.training:
+            detail = self._without_flat_answer(detail, low)
+        return detail + interpolate(low, self.factor, kind="cubic")
+
+    def _detail(self, low: Tensor) -> Tensor:
+        """What the layers make of `low`: float32, (n, channels, *size * factor)."""
+        with _float32_only(low.device):
+            kernel = self.head.weight.to(low.dtype)
+            if self.residual:
+                kernel = kernel - kernel.mean(dim=tuple(range(2, kernel.ndim)), keepdim=True)
+            features = self.head_activation(_convolve(low, kernel, self.head.bias))
+        features = features.to(self.tail.weight.dtype)
+        features = features + self.mid(self.body(features))
+        features = self.upsampling(features)
+        with _float32_only(low.device):
+            return _convolve(features.to(low.dtype), self.tail.weight.to(low.dtype), self.tail.bias)
+
+    def _without_flat_answer(self, detail: Tensor, low: Tensor) -> Tensor:
+        """`detail` less the detail of a flat field, which repeats in every coarse cell."""
+        dims = len(self.factor)
+        flat = self._detail(low.new_zeros(1, low.shape[1], *(1,) * dims))
+        cells = [n for pair in zip(low.shape[2:], self.factor, strict=True) for n in pair]
+        cell = [n for f in self.factor for n in (1, f)]
+        apart = detail.reshape(*low.shape[:2], *cells) - flat.reshape(1, low.shape[1], *cell)
+        return apart.reshape(detail.shape)
+
+
+class ResidualBlock(nn.Module):
+    """Convolution, PReLU, convolution, plus the input; each convolution followed by its norm, if any."""
+
+    def __init__(self, dims: int, features: int, norm: Norm) -> None:
+        super().__init__()
+        self.first = _normed(dims, features, norm)
+        self.activation = nn.PReLU()
+        self.second = _normed(dims, features, norm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, features, *size) to the same shape."""
+        change: Tensor = self.second(self.activation(self.first(features)))
+        return features + change
+
+
+class UpsamplingStage(nn.Module):
+    """Convolution to prod(factor) times the features, pixel shuffle, PReLU."""
+
+    def __init__(self, factor: Factor, features: int, *, bias: bool) -> None:
+        super().__init__()
+        self.factor = factor
+        wide = features * int(torch.Size(factor).numel())
+        self.conv = _conv(len(factor), features, wide, 3, bias=bias)
+        self.activation = nn.PReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, features, *size) to (n, features, *size * factor)."""
+        fine: Tensor = self.activation(pixel_shuffle(self.conv(features), self.factor))
+        return fine
+
+
+def _checked(factor: Factor, norm: str, smallest: int, kernels: tuple[int, int]) -> Factor:
+    factor = validate_factor(factor)
+    if len(factor) not in (2, 3) or max(factor) == 1:
+        raise ValueError(
+            f"SRResNet: expected a factor of two or three entries with one above 1, such as (2, 2) or (1, 2, 2); "
+            f"found {factor}"
+        )
+    if norm not in ("none", "batch"):
+        raise ValueError(f"SRResNet: expected norm 'none' or 'batch', found {norm!r}")
+    if smallest < 1 or any(k < 1 or k % 2 == 0 for k in kernels):
+        raise ValueError(
+            f"SRResNet: expected counts of at least 1 and odd kernel widths, found {smallest} and {kernels}"
+        )
+    return factor
+
+
+def _halo(factor: Factor, stages: tuple[Factor, ...], blocks: int, head: int, tail: int) -> tuple[int, ...]:
+    """Coarse samples on either side of a cell that its fine samples depend on, one an axis: followed from the output
+    back through the tail, each upsampling stage, and the layers at the coarse resolution."""
+    halo = []
+    for axis, f in enumerate(factor):
+        first, last = -(tail // 2), f - 1 + tail // 2
+        for stage in reversed(stages):
+            first, last = first // stage[axis] - 1, last // stage[axis] + 1
+        halo.append(max(-first, last) + 1 + 2 * blocks + head // 2)
+    return tuple(max(pair) for pair in zip(halo, reach(factor, kind="cubic"), strict=True))
+
+
+def _conv(dims: int, into: int, out: int, width: int, *, bias: bool) -> nn.Conv2d | nn.Conv3d:
+    kind = nn.Conv2d if dims == 2 else nn.Conv3d
+    return kind(into, out, width, padding=width // 2, padding_mode="replicate", bias=bias)
+
+
+def _normed(dims: int, features: int, norm: Norm) -> nn.Sequential:
+    """A convolution of width 3 without bias, then its norm."""
+    layers: list[nn.Module] = [_conv(dims, features, features, 3, bias=False)]
+    if norm == "batch":
+        layers.append(nn.BatchNorm2d(features) if dims == 2 else nn.BatchNorm3d(features))
+    return nn.Sequential(*layers)
+
+
+def _convolve(low: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution with repeated edges, same size."""
+    around = [width // 2 for width in reversed(kernel.shape[2:]) for _ in range(2)]
+    padded = functional.pad(low, around, mode="replicate")
+    bias = None if bias is None else bias.to(low.dtype)
+    return functional.conv2d(padded, kernel, bias) if kernel.ndim == 4 else functional.conv3d(padded, kernel, bias)
+
+
+def _kaiming_(weight: Tensor, slope: float = 0.25) -> Tensor:
+    return nn.init.kaiming_normal_(weight, a=slope)
+
+
+def _float32_only(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside, and no TF32 on CUDA: both keep 11 bits of a level, and a scan has up to 16."""
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        return _without_tf32()
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    modern = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later; its old switch must not be mixed in
+    switch, name, off = (modern, "fp32_precision", "ieee") if modern else (torch.backends.cudnn, "allow_tf32", False)
+    before = getattr(switch, name)
+    setattr(switch, name, off)
+    try:
+        with torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        setattr(switch, name, before)

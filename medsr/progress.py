@@ -1,0 +1,189 @@
+"""Progress: the commit records of a result being written, and whose result it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from medsr.workers import Task
+
+__all__ = ["JobChangedError", "Progress", "drop_records", "input_digest"]
+
+FILE = "medsr-progress.jsonl"
+SLICE = 1 << 20
+
+
+class JobChangedError(ValueError):
+    """A result or unfinished work of another input, method or option is in the way."""
+
+
+def input_digest(files: Iterable[Path]) -> str:
+    """SHA-256 over the bytes of a scan's files, folders walked, in sorted order.
+
+    Of a file above 1 GB: its size, its time of change and 64 slices of 1 MB, so that an input of many gigabytes is not
+    read twice.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size};".encode())
+            with file.open("rb") as stream:
+                if size <= 1_000_000_000:
+                    while piece := stream.read(SLICE):
+                        digest.update(piece)
+                    continue
+                digest.update(str(file.stat().st_mtime_ns).encode())
+                for number in range(64):
+                    stream.seek((size - SLICE) * number // 63)
+                    digest.update(stream.read(SLICE))
+    return digest.hexdigest()
+
+
+class Progress:
+    """The record file inside an unfinished result: a header, then one line for each shard on the disk.
+
+    A shard counts as done only if its record is whole and the digest of its bytes is the recorded one; a record torn by
+    a crash is no record. The file is locked while open, so a second process on the same result is refused.
+    """
+
+    def __init__(self, part: Path, stream: IO[str], tile: Sequence[int], *, begun: bool) -> None:
+        self.part = part
+        self.tile = tuple(tile)
+        self.begun = begun
+        self._stream = stream
+        self._done: dict[Task, str] = {}
+        self._header: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, part: Path, identity: dict[str, Any], *, tile: Sequence[int], restart: bool = False) -> Self:
+        """Begin a result, or go on with one.
+
+        Args:
+            part: the unfinished result.
+            identity: what decides its bytes.
+            tile: compute tile for a new result; an old one keeps its own, so that its bytes come out the same.
+            restart: throw away unfinished work of another identity.
+
+        Raises:
+            JobChangedError: the unfinished work has another identity (the differences are named), or another process
+                is at it.
+        """
+        if part.exists() and not (part / FILE).exists():
+            shutil.rmtree(part)
+        part.mkdir(parents=True, exist_ok=True)
+        stream = (part / FILE).open("a+")
+        _lock(stream, part)
+        stream.seek(0)
+        text = stream.read()
+        records = _records(text)
+        # A torn last line would swallow the record written behind it.
+        stream.truncate(sum(len(line) for line in text.encode().splitlines(keepends=True)[: len(records)]))
+        header = records[0] if records else {}
+        begun = header.get("complete_metadata") is True
+        changed = [k for k in identity if begun and header.get("identity", {}).get(k) != identity[k]]
+        if changed and not restart:
+            stream.close()
+            old = header.get("identity", {})
+            differences = "; ".join(f"{k}: {old.get(k)} then, {identity[k]} now" for k in changed)
+            raise JobChangedError(
+                f"{part}: unfinished work of another job ({differences}); give the old command again, or --overwrite "
+                "to start anew"
+            )
+        if changed or not begun:
+            for item in part.iterdir():
+                if item.name != FILE:
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            stream.truncate(0)
+            begun, records = False, []
+        progress = cls(part, stream, header["tile"] if begun else tile, begun=begun)
+        progress._header = {"complete_metadata": True, "identity": identity, "tile": list(progress.tile)}
+        for record in records[1:]:
+            progress._done[Task(record["level"], tuple(record["shard"]))] = record["digest"]
+        return progress
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def begin(self) -> None:
+        """Commit the header: the metadata of all levels is on the disk."""
+        self._write(self._header)
+        self.begun = True
+
+    def has(self, task: Task, digest: str | None) -> bool:
+        """Whether the shard is done: recorded, and `digest`, that of its bytes now, is the recorded one."""
+        return digest is not None and self._done.get(task) == digest
+
+    def record(self, task: Task, digest: str) -> None:
+        """Commit one shard, to the disk."""
+        self._done[task] = digest
+        self._write({"level": task.level, "shard": list(task.index), "digest": digest})
+
+    def finish(self, final: Path) -> None:
+        """Give the complete result its final name, then drop the record file."""
+        for folder, _, files in os.walk(self.part):
+            for path in [folder, *(os.path.join(folder, f) for f in files if f == "zarr.json")]:
+                _sync(path)
+        self.part.rename(final)
+        _sync(final.parent)
+        drop_records(final)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+
+def _sync(path: str | Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def drop_records(final: Path) -> None:
+    """Remove the record file of a complete result, which a crash may have left."""
+    (final / FILE).unlink(missing_ok=True)
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    """Whole lines only: a line without its end, or that is no JSON, was torn by a crash; so is all behind it."""
+    records: list[dict[str, Any]] = []
+    for line in text.splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith("\n") else None
+        except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict):
+            break
+        records.append(record)
+    return records
+
+
+def _lock(stream: IO[str], part: Path) -> None:
+    """Hold the record file for this process until it is closed or the process ends (POSIX; elsewhere no lock)."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise JobChangedError(
+            f"{part}: another process is writing this result; wait for it or use another --out"
+        ) from None

@@ -1,0 +1,57 @@
+"""Upscaler: the contract every method obeys, and how one is named."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from medsr.scan import Factor, Scan
+
+__all__ = ["Upscaler", "describe", "fingerprint"]
+
+
+@runtime_checkable
+class Upscaler(Protocol):
+    """What every method is: a coarse tensor in, a fine one out.
+
+    Attributes:
+        factor: refinement of the last axes; its length says whether the method is 2D or 3D.
+        halo: context in coarse samples on each side, for each axis of `factor`, beyond which nothing matters.
+    """
+
+    @property
+    def factor(self) -> Factor:
+        """Refinement of the last axes."""
+        ...
+
+    @property
+    def halo(self) -> tuple[int, ...]:
+        """Context in coarse samples for each axis of `factor`."""
+        ...
+
+    def adapt(self, scan: Scan) -> Upscaler:
+        """The upscaler for this scan, told what the whole scan tells (its blur, its exemplars); mostly itself."""
+        ...
+
+    def __call__(self, low: Tensor, /) -> Tensor:
+        """(n, 1, *size) -> (n, 1, *size * factor), float32, unit intensity."""
+        ...
+
+
+def describe(upscaler: Upscaler) -> str:
+    """One line that names a method, for histories and tables."""
+    if type(upscaler).__repr__ is object.__repr__:
+        return type(upscaler).__name__
+    return repr(upscaler).splitlines()[0].rstrip("( ")
+
+
+def fingerprint(upscaler: Upscaler) -> str:
+    """SHA-256 of what decides an upscaler's numbers: its description and, for a network, every weight."""
+    digest = hashlib.sha256(f"{describe(upscaler)} {upscaler.factor} {upscaler.halo}".encode())
+    if isinstance(upscaler, nn.Module):
+        for name, value in upscaler.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,290 @@
+"""upscale_folder: OME-Zarr on the disk, crash and resume, bad files, many workers; on real scans."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from ome_zarr_models.v05 import Image
+
+from medsr.batch import OutputOptions, upscale_folder
+from medsr.data import MAMMOGRAM, NUCLEI
+from medsr.io import omezarr, read_scan
+from medsr.methods.interpolation import Cubic
+from medsr.methods.srresnet import SRResNet
+from medsr.progress import FILE
+from medsr.scan import Grid, Intensity
+from medsr.upscaling import upscale
+
+SMALL = OutputOptions(chunk=(64, 64), shard=(128, 128))
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder of two real scans and three bad files."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    stack = tifffile.imread(NUCLEI)
+    tifffile.imwrite(folder / "plane.tif", stack[3])
+    shutil.copy(NUCLEI, folder / "nuclei.ome.tif")
+    (folder / "broken.tif").write_bytes(NUCLEI.read_bytes()[:3000])
+    (folder / "empty.dcm").write_bytes(b"")
+    tifffile.imwrite(folder / "color.tif", np.zeros((32, 32, 3), "uint8"), photometric="rgb")
+    (folder / "notes.txt").write_text("not a scan")
+    return folder
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_one_bad_file_stops_nothing(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = upscale_folder(scans, Cubic((2, 2)), out=out)
+    status = {row.scan: row.status for row in report.rows}
+    assert status == {"plane": "done", "nuclei": "done", "broken": "failed", "empty": "failed", "color": "failed"}
+    assert report.exit_code == 1
+    assert sorted(p.name for p in out.iterdir()) == ["batch.csv", "batch.jsonl", "nuclei.ome.zarr", "plane.ome.zarr"]
+    lines = [json.loads(line) for line in (out / "batch.jsonl").read_text().splitlines()]
+    assert [line["scan"] for line in lines] == [row.scan for row in report.rows]
+    for row in report.rows:
+        if row.status == "failed":
+            assert row.scan in row.reason
+            assert "expected" in row.reason
+
+
+def test_the_result_is_a_valid_calibrated_pyramid(tmp_path: Path) -> None:
+    upscale_folder(NUCLEI, Cubic((2, 2)), out=tmp_path)
+    (root,) = tmp_path.glob("*.ome.zarr")
+    image = Image.from_zarr(zarr.open_group(root, mode="r"))
+    multiscale = image.ome_attributes.multiscales[0]
+    assert [a.name for a in multiscale.axes] == ["z", "y", "x"]
+    assert {a.unit for a in multiscale.axes} == {"micrometer"}
+    first = multiscale.datasets[0].coordinateTransformations
+    assert first[0].scale == pytest.approx([0.29, 0.13, 0.13])
+    assert first[1].translation == pytest.approx([0, -0.065, -0.065])
+    level = zarr.open_array(root, path="0")
+    expected = upscale(read_scan(NUCLEI), Cubic((2, 2)))
+    np.testing.assert_array_equal(level[:], expected.data[:])
+    assert level.dtype == np.uint16
+    below = zarr.open_array(root, path="1")
+    assert below.shape == (15, 256, 256)
+    block = level[4:6, 10:12, 20:22].astype(float)
+    assert below[2, 5, 10] == np.rint(block.mean())
+    ours = zarr.open_group(root, mode="r").attrs["medsr"]
+    assert ours["intensity"]["white"] == expected.intensity.white
+    assert "Cubic" in ours["history"][-1]
+
+
+def test_the_result_reads_back_as_a_scan(tmp_path: Path) -> None:
+    upscale_folder(NUCLEI, Cubic((2, 2)), out=tmp_path)
+    (root,) = tmp_path.glob("*.ome.zarr")
+    scan = read_scan(root)
+    assert scan.grid.spacing_um == pytest.approx((0.29, 0.13, 0.13))
+    assert scan.grid.origin_um == pytest.approx((0, -0.065, -0.065))
+    assert scan.intensity.white == read_scan(NUCLEI).intensity.white
+
+
+def test_unknown_spacing_is_written_without_a_unit(tmp_path: Path) -> None:
+    upscale_folder(MAMMOGRAM, Cubic((2, 2)), out=tmp_path)
+    (root,) = tmp_path.glob("*.ome.zarr")
+    attributes = zarr.open_group(root, mode="r").attrs["ome"]
+    assert all("unit" not in axis for axis in attributes["multiscales"][0]["axes"])
+    second = attributes["multiscales"][0]["datasets"][1]["coordinateTransformations"]
+    assert second[0]["scale"] == [2.0, 2.0]
+    assert second[1]["translation"] == [0.5, 0.5]
+
+
+def test_again_skips_and_other_options_are_refused_by_name(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=out)
+    before = tree(out / "plane.ome.zarr")
+    assert upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=out).rows[0].status == "skipped"
+    report = upscale_folder(scans / "plane.tif", Cubic((4, 4)), out=out)
+    assert report.rows[0].status == "failed"
+    assert "--overwrite" in report.rows[0].reason
+    assert tree(out / "plane.ome.zarr") == before
+    assert upscale_folder(scans / "plane.tif", Cubic((4, 4)), out=out, overwrite=True).rows[0].status == "done"
+    assert zarr.open_array(out / "plane.ome.zarr", path="0").shape == (1024, 1024)
+
+
+class Stop(BaseException):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 17, 21])
+def test_interrupt_anywhere_and_run_again_gives_the_same_bytes(
+    after: int, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=undisturbed, options=SMALL)
+    out = tmp_path / "out"
+    written = 0
+    honest = omezarr.write_shard
+
+    def write_shard(*args: object) -> str:
+        nonlocal written
+        if written == after:
+            raise Stop
+        written += 1
+        return honest(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(omezarr, "write_shard", write_shard)
+    with pytest.raises(Stop):
+        upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=out, options=SMALL)
+    assert not (out / "plane.ome.zarr").exists()
+    part = out / "plane.ome.zarr.part"
+    if after == 5:  # torn by the crash: half a shard, half a record
+        shards = sorted((part / "0" / "c").rglob("*"))
+        torn = next(s for s in shards if s.is_file())
+        torn.write_bytes(torn.read_bytes()[:100])
+        with (part / FILE).open("a") as stream:
+            stream.write('{"level": 0, "sha')
+    written = -1000
+    report = upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=out, options=SMALL)
+    assert report.rows[0].status == "done"
+    assert tree(out / "plane.ome.zarr") == tree(undisturbed / "plane.ome.zarr")
+    assert written + 1000 == {0: 21, 1: 20, 5: 17, 17: 4, 21: 0}.get(after, 0) or after == 21
+    assert not part.exists()
+
+
+def test_unfinished_work_of_other_options_is_refused_with_the_difference(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    honest = omezarr.write_shard
+
+    def stop(*_: object) -> str:
+        raise Stop
+
+    monkeypatch.setattr(omezarr, "write_shard", stop)
+    with pytest.raises(Stop):
+        upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=out)
+    monkeypatch.setattr(omezarr, "write_shard", honest)
+    report = upscale_folder(scans / "plane.tif", Cubic((4, 4)), out=out)
+    assert report.rows[0].status == "failed"
+    assert "factor: [2, 2] then, [4, 4] now" in report.rows[0].reason
+
+
+def test_two_processes_on_one_output_are_refused(scans: Path, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    part = tmp_path / "out" / "plane.ome.zarr.part"
+    part.mkdir(parents=True)
+    with (part / FILE).open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        report = upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=tmp_path / "out")
+    assert "another process" in report.rows[0].reason
+
+
+def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from pathlib import Path; from medsr.batch import *; from medsr.methods.srresnet import SRResNet;"
+        "import torch; torch.set_num_threads(1); torch.manual_seed(0);"
+        "n = SRResNet((2, 2), features=8, blocks=2);"
+        "upscale_folder(Path(sys.argv[1]), n, out=Path(sys.argv[2]),"
+        "options=OutputOptions(chunk=(1, 64, 64), shard=(1, 128, 128)))",
+        str(NUCLEI),
+    ]
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(calm)], check=True, env=environment)
+    process = subprocess.Popen([*command, str(killed)], env=environment)
+    records = next(iter([killed / f"{NUCLEI.name.removesuffix('.ome.tif')}.ome.zarr.part" / FILE]))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (records.exists() and records.read_text().count("\n") > 40):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert records.exists(), "the run ended before it was killed"
+    subprocess.run([*command, str(killed)], check=True, env=environment)
+    (one,), (two,) = calm.glob("*.ome.zarr"), killed.glob("*.ome.zarr")
+    assert tree(one) == tree(two)
+
+
+def test_two_workers_write_what_one_writes(scans: Path, tmp_path: Path) -> None:
+    network = SRResNet((2, 2), features=6, blocks=1)
+    for workers in (1, 2):
+        upscale_folder(
+            [scans / "plane.tif", scans / "nuclei.ome.tif"],
+            network,
+            out=tmp_path / str(workers),
+            options=OutputOptions(chunk=(128, 128), shard=(256, 256)),
+            workers=workers,
+        )
+    for name in ("plane", "nuclei"):
+        one = zarr.open_array(tmp_path / "1" / f"{name}.ome.zarr", path="0")[:].astype(int)
+        two = zarr.open_array(tmp_path / "2" / f"{name}.ome.zarr", path="0")[:].astype(int)
+        assert np.abs(one - two).max() <= 1
+    assert not list((tmp_path / "2").glob("*.part"))
+
+
+def test_a_dry_run_writes_nothing(scans: Path, tmp_path: Path) -> None:
+    report = upscale_folder(scans, Cubic((2, 2)), out=tmp_path / "out", dry_run=True)
+    assert not (tmp_path / "out").exists()
+    planned = [row for row in report.rows if row.status == "planned"]
+    assert len(planned) == 2
+    assert all(row.details["tiles"] >= 1 and row.details["size_mb"] > 0 for row in planned)
+
+
+def test_a_full_disk_is_named_and_nothing_has_a_final_name(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device", "0/c/0/0")
+
+    monkeypatch.setattr(omezarr, "write_shard", full)
+    report = upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=tmp_path / "out")
+    assert report.rows[0].status == "failed"
+    assert "No space left on device" in report.rows[0].reason
+    assert not list((tmp_path / "out").glob("*.ome.zarr"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "step"), [((5, 7), (2, 2)), ((4, 6), (2, 1)), ((3, 5, 8), (1, 2, 2)), ((3, 4, 5), (2, 2, 2))]
+)
+def test_the_area_average_keeps_the_mean(shape: tuple[int, ...], step: tuple[int, ...]) -> None:
+    data = np.random.default_rng(1).normal(5, 2, shape)
+    coarse = omezarr.average(data, step)
+    weights = omezarr.average(np.ones(shape), step)
+    assert coarse.shape == tuple(-(-n // s) for n, s in zip(shape, step, strict=True))
+    assert (weights == 1).all()
+    if all(n % s == 0 for n, s in zip(shape, step, strict=True)):
+        assert coarse.mean() == pytest.approx(data.mean())
+    integers = omezarr.average((data * 1000).astype("uint16"), step)
+    assert integers.dtype == np.uint16
+    np.testing.assert_allclose(integers / 1000, coarse, atol=2e-3)
+
+
+def test_the_area_average_leaves_holes_out() -> None:
+    data = np.array([[1.0, np.nan, np.nan], [3.0, 2.0, np.nan]], "float32")
+    np.testing.assert_array_equal(omezarr.average(data, (2, 2)), np.array([[2.0, np.nan]], "float32"))
+
+
+def test_levels_end_when_a_plane_fits_in_a_chunk() -> None:
+    grid = Grid(("z", "y", "x"), (8000.0, 646.0, 646.0))
+    levels = omezarr.plan_levels((12, 2048, 2048), grid)
+    assert [level.shape for level in levels] == [(12, 2048, 2048), (12, 1024, 1024), (12, 512, 512), (12, 256, 256)]
+    isotropic = omezarr.plan_levels((512, 512, 512), Grid(("z", "y", "x"), (1.0, 1.0, 1.0)))
+    assert isotropic[1].shape == (256, 256, 256)
+    with pytest.raises(ValueError, match="whole chunks"):
+        omezarr.plan_levels((512, 512), Grid(("y", "x")), chunk=(100, 100), shard=(256, 256))
+
+
+def test_a_shard_of_zeros_is_written_too(tmp_path: Path) -> None:
+    levels = omezarr.plan_levels((64, 64), Grid(("y", "x")))
+    omezarr.create(
+        tmp_path / "a", levels, intensity=Intensity(0, 1, np.dtype("uint8")), name="a", attributes={"history": []}
+    )
+    assert omezarr.shard_digest(tmp_path / "a", levels[0], (0, 0)) is None
+    digest = omezarr.write_shard(tmp_path / "a", levels[0], (0, 0), np.zeros((64, 64), "uint8"))
+    assert omezarr.shard_digest(tmp_path / "a", levels[0], (0, 0)) == digest
