@@ -89,7 +89,7 @@ class SrganRecipe(SrresnetRecipe):
     pixel_weight: float = Field(1.0, ge=0, description="weight of the pixel loss in the adversarial phase")
     content: ContentLoss = ContentLoss()
     discriminator: Literal["srgan", "patch"] = Field(
-        "srgan", description="srgan: the paper's, one verdict a patch; patch: a verdict for each neighborhood"
+        "srgan", description="srgan: the paper's layers, one verdict a patch; patch: one for each neighborhood"
     )
     discriminator_features: int = Field(64, ge=4, le=512, description="channels of its first layer (paper: 64)")
 
@@ -111,7 +111,8 @@ class DataRecipe(Part):
     patch: tuple[int, ...] = Field((96, 96), description="fine samples of a training patch for each axis")
     foreground: float = Field(0.25, ge=0, le=1, description="share of a patch that must be tissue or signal")
     flips: bool = Field(True, description="random flips along every axis and quarter turns in the plane")
-    patches_per_scan: int = Field(16, ge=1, description="patches drawn each time a scan is opened")
+    patches_per_scan: int = Field(16, ge=1, description="patches drawn from a scan while it is open")
+    validation_crops: int = Field(8, ge=1, description="held-out crops that are measured, and some of them pictured")
 
 
 class IntensityRule(Part):
@@ -145,15 +146,21 @@ class TrainingRecipe(Part):
     accumulate: int = Field(1, ge=1, description="batches summed before a step, for less memory")
     learning_rate: float = Field(2e-4, gt=0, description="Adam's step size in the pixel phase")
     adversarial_learning_rate: float = Field(1e-4, gt=0, description="Adam's step size in the adversarial phase")
-    schedule: Literal["constant", "cosine", "halve"] = Field("cosine", description="how the step size falls")
+    schedule: Literal["constant", "cosine", "halve"] = Field(
+        "cosine", description="how the step size falls; halve: at 1/2, 3/4, 7/8 and 15/16 of the steps"
+    )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights that are kept; 0: none")
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of a gradient; 0: no limit")
     precision: Literal["32", "bf16", "fp16"] = Field("32", description="arithmetic inside the networks")
     validate_every_steps: int = Field(500, ge=1, description="steps between validations")
-    patience: int | None = Field(None, ge=1, description="validations without a better PSNR before stopping early")
+    patience: int | None = Field(
+        None, ge=1, description="validations without a better PSNR before the pixel phase stops early; none: never"
+    )
     loader_workers: int = Field(0, ge=0, description="processes that read patches; 0: the training process")
-    devices: int | Literal["auto"] = Field("auto", description="GPUs of a machine; auto: all, or the CPU")
-    nodes: int = Field(1, ge=1, description="machines, with torchrun")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU if there is one; for several GPUs or machines start with torchrun"
+    )
+    start: Path | None = Field(None, description="checkpoint or run folder whose weights to start from; none: new ones")
 
 
 class Recipe(Part):

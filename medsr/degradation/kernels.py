@@ -19,6 +19,14 @@ Array = NDArray[np.float64]
 NARROWEST_ROTATED = 0.35  # sd in fine samples below which a ridge at an angle would be sampled as a staircase
 
 
+def cubic(x: Array) -> Array:
+    """Keys' cubic with a = -0.5 (doi:10.1109/TASSP.1981.1163711, equation 15)."""
+    d = np.abs(x)
+    near = 1.5 * d**3 - 2.5 * d**2 + 1
+    far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+    return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)), np.float64)
+
+
 class Part(NamedTuple):
     """Weights over some axes of the factor; those of several parts are multiplied.
 
@@ -65,7 +73,7 @@ class FineGrid:
         """Sample positions within `radius` fine samples of the center, at least the ones next to it."""
         if self.half[axis]:
             reach = max(math.ceil(radius + 0.5 - 1e-9), 1)
-            return np.arange(2 * reach) - reach + 0.5
+            return np.arange(2 * reach, dtype=np.float64) - (reach - 0.5)
         reach = max(math.ceil(radius - 1e-9), 0)
         return np.arange(-reach, reach + 1, dtype=np.float64)
 
@@ -162,7 +170,7 @@ class Gaussian:
         if axes == 3 and (self.axial_fwhm_um is not None or self.axial_fwhm_samples is not None):
             step = 1 / grid.factor[0]
             if self.axial_fwhm_um is not None:
-                step = grid.step_um(0, cure="axial_fwhm_samples")
+                step = grid.step_um(0, cure="a width in samples")
             width = self.axial_fwhm_um if self.axial_fwhm_um is not None else self.axial_fwhm_samples
             parts.append(_line(grid, 0, (width or 0.0) / FWHM_PER_SIGMA / step))
         if self.fwhm_um is None and self.fwhm_samples is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial.legendre import leggauss
@@ -73,6 +74,7 @@ def confocal_fwhm_um(
     return FWHM_PER_SIGMA / math.sqrt(axial), FWHM_PER_SIGMA / math.sqrt(lateral)
 
 
+@lru_cache(maxsize=64)
 def _curvatures(na: float, wavelength_um: float, refractive_index: float, *, pinhole_um: float) -> Curvatures:
     """1 / sigma**2 at the peak of the Debye intensity integrated over a disk of radius `pinhole_um`.
 

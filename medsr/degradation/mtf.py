@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Self
 
 import numpy as np
@@ -16,7 +17,8 @@ __all__ = ["DetectorMTF"]
 
 Array = NDArray[np.float64]
 LONGEST = 64  # fine samples from the center beyond which a kernel is cut
-LOST = 0.002  # share of the absolute weight that may be cut away before
+TAPER = 0.4  # cycles per fine sample from which a kernel read between samples is led to 0 at the end of the band
+CLOSE = 0.004  # largest departure from the asked curve for which a kernel is not made longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class DetectorMTF:
     """Isotropic blur with a given modulation transfer function (MTF); separable only where it is a Gaussian.
 
     The kernel is the inverse Fourier transform of the curve inside the band that the fine grid can hold, so its own
-    MTF equals the asked one there (to 0.01 unless the tail is longer than 64 fine samples, which are then cut).
+    MTF equals the asked one there (to 0.004, unless the tail is longer than 64 fine samples and is cut). Point
+    sampling by an even factor reads between fine samples; there the curve is led to 0 in the last fifth of the band.
 
     Use `sampling="point"` with a presampled MTF, which holds the detector's aperture already, and `"area"` with the
     MTF of the scintillator alone. The curve is what lies between the fine scan and the coarse one: if the fine scan was
@@ -53,7 +56,7 @@ class DetectorMTF:
                 raise ValueError(f"{self.form}: expected f50_per_mm above 0 and no table; found {self.f50_per_mm}")
             return
         frequency = [f for f, _ in self.table]
-        ascending = all(a < b for a, b in zip(frequency, frequency[1:], strict=False))
+        ascending = all(a < b for a, b in pairwise(frequency))
         if len(frequency) < 2 or not ascending or frequency[0] < 0 or any(not 0 < m <= 1.5 for _, m in self.table):
             raise ValueError(
                 "table: expected two or more pairs (cycles per mm, MTF), ascending, each MTF above 0 and at most 1.5; "
@@ -101,16 +104,23 @@ class DetectorMTF:
         for i, (axis, step) in enumerate(zip(axes, steps_mm, strict=True)):
             line = frequency.reshape([-1 if j == i else 1 for j in range(len(axes))])
             radial = radial + (line / step) ** 2
-            phase = phase * np.exp(1j * math.pi * line * grid.half[axis])
-        spread = np.fft.fftshift(np.fft.ifftn(self.at(np.sqrt(radial)) * phase).real)
-        return (Part(axes, _cut(spread, [grid.half[a] for a in axes])),)
+            if grid.half[axis]:
+                taper = np.cos(math.pi / 2 * np.clip((np.abs(line) - TAPER) / (0.5 - TAPER), 0, 1)) ** 2
+                phase = phase * taper * np.exp(1j * math.pi * line)
+        asked = self.at(np.sqrt(radial)) * phase
+        return (Part(axes, _shortest(asked / asked.flat[0].real, [grid.half[a] for a in axes])),)
 
 
-def _cut(spread: Array, half: list[bool]) -> Array:
-    """The middle of `spread` that holds all but `LOST` of its absolute weight, normalized."""
-    middle, total = spread.shape[0] // 2, np.abs(spread).sum()
-    for reach in range(1, LONGEST + 1):
-        kept = spread[tuple(slice(middle - reach, middle + reach + (0 if h else 1)) for h in half)]
-        if np.abs(kept).sum() >= (1 - LOST) * total:
+def _shortest(asked: NDArray[np.complex128], half: list[bool]) -> Array:
+    """The shortest middle part of the inverse transform of `asked` whose own transform stays within `CLOSE` of it."""
+    spread = np.fft.ifftn(asked).real
+    axes = tuple(range(spread.ndim))
+    for reach in (*range(1, 9), *range(10, 16, 2), *range(16, LONGEST + 1, 4)):
+        index = [np.arange(-reach, reach + (0 if h else 1)) for h in half]
+        kept = spread[np.ix_(*index)]
+        kept = kept / kept.sum()
+        own = np.zeros(spread.shape)
+        own[np.ix_(*index)] = kept
+        if np.abs(np.fft.fftn(own, axes=axes) - asked).max() <= CLOSE:
             break
-    return np.asarray(kept / kept.sum(), np.float64)
+    return np.asarray(kept, np.float64)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from medsr.degradation.kernels import FineGrid, Kernel, Weights
+from medsr.degradation.kernels import FineGrid, Kernel, Weights, cubic
 from medsr.degradation.noise import Noise
 from medsr.scan import Factor, validate_factor
 
@@ -53,14 +54,6 @@ def sampling_weights(sampling: Sampling, factor: int) -> Array:
     raise ValueError(f"sampling: expected one of {', '.join(get_args(Sampling))}; found {sampling!r}")
 
 
-def cubic(x: Array) -> Array:
-    """Keys' cubic with a = -0.5 (doi:10.1109/TASSP.1981.1163711, equation 15)."""
-    d = np.abs(x)
-    near = 1.5 * d**3 - 2.5 * d**2 + 1
-    far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
-    return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)), np.float64)
-
-
 class Degradation:
     """Blur, sampling and noise of a coarser acquisition, in unit intensity.
 
@@ -95,25 +88,34 @@ class Degradation:
         spacing = (None,) * len(self.factor) if spacing_um is None else tuple(spacing_um)
         if len(spacing) != len(self.factor):
             raise ValueError(f"spacing_um: expected one entry for each axis of {self.factor}, found {spacing_um}")
+        self.kernel: Kernel | None
         if isinstance(kernel, np.ndarray):
-            kernel = Weights(kernel)
+            self.kernel = Weights(kernel)
         elif isinstance(kernel, Sequence):
-            kernel = Weights(*kernel)
-        self.kernel = kernel
+            self.kernel = Weights(*kernel)
+        else:
+            self.kernel = kernel
         half = tuple(sampling == "point" and f % 2 == 0 for f in self.factor)
         self._stages = self._compose(FineGrid(self.factor, spacing, half))
 
     def __repr__(self) -> str:
         parts = [repr(self.factor), f"sampling={self.sampling!r}"]
-        parts += [f"{name}={value!r}" for name, value in (("kernel", self.kernel), ("noise", self.noise)) if value]
+        named = (("kernel", self.kernel), ("noise", self.noise))
+        parts += [f"{name}={value!r}" for name, value in named if value is not None]
         return f"Degradation({', '.join(parts)})"
 
     def _compose(self, grid: FineGrid) -> tuple[Stage, ...]:
         """Kernel and sampling weights of each group of axes as one set of weights."""
         parts = () if self.kernel is None else self.kernel.parts(grid)
         named = [axis for part in parts for axis in part.axes]
-        if len(set(named)) != len(named):
-            raise ValueError(f"kernel: expected each axis in at most one part, found {named}")
+        last = len(self.factor)
+        if len(set(named)) != len(named) or any(
+            len(part.axes) > 1 and part.axes != tuple(range(last - len(part.axes), last)) for part in parts
+        ):
+            raise ValueError(
+                f"kernel: expected each axis in at most one part, and parts of several axes over the last ones; "
+                f"found {[part.axes for part in parts]}"
+            )
         blurred = [(part.axes, part.weights) for part in parts]
         blurred += [((axis,), np.ones(1)) for axis in range(len(self.factor)) if axis not in named]
         stages = []
@@ -163,8 +165,7 @@ class Degradation:
         with torch.autocast(high.device.type, enabled=False):
             x = _precise(high).reshape(-1, *size)
             for stage in self._stages:
-                forward = _line if len(stage.axes) == 1 else _block
-                x = forward(x, stage, self.factor)
+                x = _filter(x, stage, self.factor)
             return x.reshape(*lead, *x.shape[1:]).to(_kept(high))
 
     def adjoint(self, low: Tensor) -> Tensor:
@@ -183,8 +184,7 @@ class Degradation:
         with torch.autocast(low.device.type, enabled=False):
             y = _precise(low).reshape(-1, *size)
             for stage in reversed(self._stages):
-                transpose = _line_transposed if len(stage.axes) == 1 else _block_transposed
-                y = transpose(y, stage, self.factor)
+                y = _filter_transposed(y, stage, self.factor)
             return y.reshape(*lead, *y.shape[1:]).to(_kept(low))
 
     def __call__(self, high: Tensor, generator: torch.Generator) -> Tensor:
@@ -233,20 +233,18 @@ def _extend(x: Tensor, axis: int, before: int, after: int) -> Tensor:
 def _extend_transposed(y: Tensor, axis: int, before: int, after: int) -> Tensor:
     """The transpose of `_extend`: what was continued is added to the edge, what was cut is zero."""
     first, last = max(before, 0), y.shape[axis] - max(after, 0)
-    body = y.narrow(axis, first, last - first)
-    edges = [
-        y.narrow(axis, 0, first).sum(axis, keepdim=True) + body.narrow(axis, 0, 1),
-        y.narrow(axis, last, y.shape[axis] - last).sum(axis, keepdim=True),
-    ]
-    if last - first > 1:
-        inner = body.narrow(axis, 1, last - first - 2)
-        edges = [edges[0], inner, edges[1] + body.narrow(axis, last - first - 1, 1)]
+    left = y.narrow(axis, 0, first).sum(axis, keepdim=True)
+    right = y.narrow(axis, last, y.shape[axis] - last).sum(axis, keepdim=True)
+    head, tail = y.narrow(axis, first, 1), y.narrow(axis, last - 1, 1)
+    if last - first == 1:
+        parts = [left + head + right]
     else:
-        edges = [edges[0] + edges[1]]
-    for count, place in ((-before, 0), (-after, len(edges))):
-        if count > 0:
-            edges.insert(place if place == 0 else len(edges), y.new_zeros(_sized(y, axis, count)))
-    return torch.cat(edges, axis)
+        parts = [left + head, y.narrow(axis, first + 1, last - first - 2), tail + right]
+    if before < 0:
+        parts.insert(0, y.new_zeros(_sized(y, axis, -before)))
+    if after < 0:
+        parts.append(y.new_zeros(_sized(y, axis, -after)))
+    return torch.cat(parts, axis)
 
 
 def _sized(x: Tensor, axis: int, count: int) -> list[int]:
@@ -255,74 +253,93 @@ def _sized(x: Tensor, axis: int, count: int) -> list[int]:
     return shape
 
 
-def _band(stage: Stage, factor: int, coarse: int, like: Tensor) -> tuple[Tensor, int]:
-    """The banded matrix (window, block) that turns a window of fine samples into a block of coarse ones."""
-    (length,) = stage.weights.shape
+class Bands(NamedTuple):
+    """Banded matrices that turn windows of fine samples along the last axis of a stage into blocks of coarse ones.
+
+    Attributes:
+        rows: offsets along the other axes of the stage, one tuple for each matrix.
+        matrices: (row, window, block).
+        blocks: windows along the axis.
+        step: fine samples from one window to the next.
+        reach: fine samples of all windows together.
+    """
+
+    rows: list[tuple[int, ...]]
+    matrices: Tensor
+    blocks: int
+    step: int
+    reach: int
+
+
+def _bands(stage: Stage, factor: int, coarse: int, like: Tensor) -> Bands:
+    length = stage.weights.shape[-1]
     block = min(BLOCK, coarse)
-    matrix = np.zeros(((block - 1) * factor + length, block))
+    blocks = -(-coarse // block)
+    window = (block - 1) * factor + length
+    rows = [row for row in np.ndindex(stage.weights.shape[:-1]) if stage.weights[row].any()]
+    matrices = np.zeros((len(rows), window, block))
     column = np.arange(block)[:, None]
-    matrix[column * factor + np.arange(length), column] = stage.weights
-    return torch.from_numpy(matrix).to(like.device, like.dtype), -(-coarse // block)
+    for matrix, row in zip(matrices, rows, strict=True):
+        matrix[column * factor + np.arange(length), column] = stage.weights[row]
+    step = block * factor
+    tensor = torch.from_numpy(matrices).to(like.device, like.dtype)
+    return Bands(rows, tensor, blocks, step, (blocks - 1) * step + window)
 
 
-def _line(x: Tensor, stage: Stage, factors: Factor) -> Tensor:
-    """Filter and sample along one axis, as products of overlapping windows with one banded matrix."""
-    axis, factor = stage.axes[0] + 1, factors[stage.axes[0]]
-    coarse = x.shape[axis] // factor
-    matrix, blocks = _band(stage, factor, coarse, x)
-    window, block = matrix.shape
-    reach = (blocks - 1) * block * factor + window
-    x = _extend(x, axis, -stage.start[0], reach + stage.start[0] - x.shape[axis])
-    windows = x.movedim(axis, -1).unfold(-1, window, block * factor)
-    return (windows @ matrix).flatten(-2)[..., :coarse].movedim(-1, axis)
-
-
-def _line_transposed(y: Tensor, stage: Stage, factors: Factor) -> Tensor:
-    axis, factor = stage.axes[0] + 1, factors[stage.axes[0]]
-    coarse = y.shape[axis]
-    matrix, blocks = _band(stage, factor, coarse, y)
-    window, block = matrix.shape
-    reach = (blocks - 1) * block * factor + window
-    y = functional.pad(y.movedim(axis, -1), (0, blocks * block - coarse)).unflatten(-1, (blocks, block))
-    spread = (y @ matrix.T).flatten(-2)
-    place = torch.arange(blocks, device=y.device)[:, None] * (block * factor) + torch.arange(window, device=y.device)
-    x = spread.new_zeros(*spread.shape[:-1], reach).index_add(-1, place.flatten(), spread).movedim(-1, axis)
-    return _extend_transposed(x, axis, -stage.start[0], reach + stage.start[0] - coarse * factor)
-
-
-def _margins(stage: Stage, factors: Factor, coarse: Sequence[int]) -> list[tuple[int, int, int]]:
+def _margins(stage: Stage, factors: Factor, coarse: Sequence[int], reach: int) -> list[tuple[int, int, int]]:
     """(axis, before, after) by which the fine scan is continued so that every weight finds a sample."""
-    rows = zip(stage.axes, stage.start, stage.weights.shape, coarse, strict=True)
-    return [(a + 1, -s, s + length - factors[a]) for a, s, length, _ in rows]
+    margins = []
+    for axis, start, length, n in zip(stage.axes, stage.start, stage.weights.shape, coarse, strict=True):
+        factor = factors[axis]
+        span = reach if axis == stage.axes[-1] else (n - 1) * factor + length
+        margins.append((axis + 1, -start, span + start - n * factor))
+    return margins
 
 
-def _block(x: Tensor, stage: Stage, factors: Factor) -> Tensor:
-    """Filter and sample over the last axes at once: one strided convolution."""
-    axes = len(stage.axes)
+def _picked(stage: Stage, factors: Factor, coarse: Sequence[int], row: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where the fine samples of one row of weights lie along the axes before the last one of a stage."""
+    index = [slice(None)] * (stage.axes[0] + 1)
+    for axis, offset, n in zip(stage.axes[:-1], row, coarse, strict=False):
+        index.append(slice(offset, offset + (n - 1) * factors[axis] + 1, factors[axis]))
+    return tuple(index)
+
+
+def _filter(x: Tensor, stage: Stage, factors: Factor) -> Tensor:
+    """Filter and sample the axes of a stage: for each row of weights, windows of the fine scan times a band."""
+    last = stage.axes[-1] + 1
     coarse = [x.shape[a + 1] // factors[a] for a in stage.axes]
-    for axis, before, after in _margins(stage, factors, coarse):
+    bands = _bands(stage, factors[stage.axes[-1]], coarse[-1], x)
+    for axis, before, after in _margins(stage, factors, coarse, bands.reach):
         x = _extend(x, axis, before, after)
-    lead, size = x.shape[: x.ndim - axes], x.shape[x.ndim - axes :]
-    stride = [factors[a] for a in stage.axes]
-    y = _CONVOLVE[axes](x.reshape(-1, 1, *size), _tensor(stage, x), stride=stride)
-    return y.reshape(*lead, *coarse)
+    windows = x.movedim(last, -1).unfold(-1, bands.matrices.shape[1], bands.step)
+    terms = (
+        windows[_picked(stage, factors, coarse, row)] @ matrix
+        for row, matrix in zip(bands.rows, bands.matrices, strict=True)
+    )
+    total: Tensor = functools.reduce(torch.add, terms)
+    return total.flatten(-2)[..., : coarse[-1]].movedim(-1, last)
 
 
-def _block_transposed(y: Tensor, stage: Stage, factors: Factor) -> Tensor:
-    axes = len(stage.axes)
-    lead, coarse = y.shape[: y.ndim - axes], y.shape[y.ndim - axes :]
-    stride = [factors[a] for a in stage.axes]
-    x = _TRANSPOSE[axes](y.reshape(-1, 1, *coarse), _tensor(stage, y), stride=stride)
-    x = x.reshape(*lead, *x.shape[2:])
-    for axis, before, after in _margins(stage, factors, coarse):
-        # a stride beyond the weights leaves fine samples that no coarse one reads; `after` is negative there
+def _filter_transposed(y: Tensor, stage: Stage, factors: Factor) -> Tensor:
+    last = stage.axes[-1] + 1
+    coarse = [y.shape[a + 1] for a in stage.axes]
+    bands = _bands(stage, factors[stage.axes[-1]], coarse[-1], y)
+    margins = _margins(stage, factors, coarse, bands.reach)
+    _, window, block = bands.matrices.shape
+    y = functional.pad(y.movedim(last, -1), (0, bands.blocks * block - coarse[-1]))
+    y = y.reshape(*y.shape[:-1], bands.blocks, block)
+    starts = torch.arange(bands.blocks, device=y.device) * bands.step
+    place = (starts[:, None] + torch.arange(window, device=y.device)).flatten()
+    shape = list(y.shape[:-2])
+    for (axis, before, after), n in zip(margins[:-1], coarse, strict=False):
+        shape[axis] = before + n * factors[axis - 1] + after
+    x = y.new_zeros(*shape, bands.reach)
+    for row, matrix in zip(bands.rows, bands.matrices, strict=True):
+        spread = (y @ matrix.T).flatten(-2)
+        x[_picked(stage, factors, coarse, row)] += spread.new_zeros(*spread.shape[:-1], bands.reach).index_add(
+            -1, place, spread
+        )
+    x = x.movedim(-1, last)
+    for axis, before, after in margins:
         x = _extend_transposed(x, axis, before, after)
     return x
-
-
-def _tensor(stage: Stage, like: Tensor) -> Tensor:
-    return torch.from_numpy(stage.weights)[None, None].to(like.device, like.dtype)
-
-
-_CONVOLVE: dict[int, Any] = {2: functional.conv2d, 3: functional.conv3d}
-_TRANSPOSE: dict[int, Any] = {2: functional.conv_transpose2d, 3: functional.conv_transpose3d}

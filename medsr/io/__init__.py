@@ -1,5 +1,77 @@
-"""Readers: read_scan and find_scans; READERS is a plain tuple."""
+"""Readers: read_scan, find_scans; READERS is a plain tuple, the first that accepts a path reads it."""
 
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from medsr.io import omezarr_reader, picture, tiff
+from medsr.io.dicom import DicomReader
+from medsr.io.discover import DICOM_SUFFIXES, FOREIGN, find_scans, scan_name
 from medsr.io.source import Reader, Source
+from medsr.scan import Scan, ScanError
 
-__all__ = ["Reader", "Source"]
+__all__ = ["READERS", "Reader", "Source", "find_scans", "read_scan"]
+
+
+READERS: tuple[Reader, ...] = (
+    Reader("ome-zarr", omezarr_reader.accepts, omezarr_reader.read, (".zarr",)),
+    replace(DicomReader, suffixes=DICOM_SUFFIXES),
+    Reader("tiff", tiff.accepts, tiff.read, tiff.SUFFIXES),
+    Reader("picture", picture.accepts, picture.read, picture.SUFFIXES),
+)
+
+
+def read_scan(path: str | Path | Source, *, series: str | int | None = None) -> Scan:
+    """The scan at `path`, lazily: geometry and intensity are read, samples only where they are asked for.
+
+    Args:
+        path: a file; a folder that holds one scan (one DICOM series, one OME-Zarr, the numbered planes of one
+            stack); or a source of `find_scans`. What a file is, its content says, not its name.
+        series: name or number of the image where a file holds several.
+
+    Raises:
+        ScanError: nothing is there, no reader knows it, it holds several scans, or its reader refuses it; the
+            message names the file, what was expected and found, and the cure.
+    """
+    source = path if isinstance(path, Source) else _one_source(Path(path))
+    return _reader(source).read(source, series)
+
+
+def _one_source(path: Path) -> Source:
+    if not path.is_dir() or omezarr_reader.accepts(path):
+        return Source(path, (path,), scan_name(path)) if path.exists() else find_scans(path)[0]
+    sources = find_scans(path)
+    if len(sources) == 1:
+        return sources[0]
+    planes = tiff.numbered_planes([s.path for s in sources])
+    if planes and len(planes) == len(sources) and {p.parent for p in planes} == {path}:
+        return Source(path, planes, scan_name(path))
+    if not sources:
+        raise ScanError(f"{path}: expected a scan, found none in this folder; {_formats()}")
+    first = ", ".join(s.name for s in sources[:3])
+    raise ScanError(
+        f"{path}: expected one scan, found {len(sources)} ({first}{', ...' if len(sources) > 3 else ''}); name one of "
+        "them, or take all: find_scans(path) and `medsr upscale FOLDER`"
+    )
+
+
+def _reader(source: Source) -> Reader:
+    probe = source.path if omezarr_reader.accepts(source.path) else source.files[0]
+    if probe.is_file() and probe.stat().st_size == 0:
+        raise ScanError(
+            f"{probe}: expected an image, found an empty file (0 bytes); copy it again from where it was made"
+        )
+    for reader in READERS:
+        if reader.accepts(probe):
+            return reader
+    for reader in READERS:
+        if probe.suffix.lower() in reader.suffixes:
+            return reader  # it says why it cannot read what the name promises
+    kind = FOREIGN.get(probe.suffix.lower())
+    found = f"{kind} ({probe.suffix})" if kind else "a file of another kind"
+    raise ScanError(f"{probe}: expected an image that can be read, found {found}; {_formats()}")
+
+
+def _formats() -> str:
+    return "read are DICOM, TIFF (OME, ImageJ), OME-Zarr 0.4 and 0.5, gray PNG and PGM: save it as OME-TIFF"

@@ -102,7 +102,7 @@ class BlockArray:
             for index in product(*spans):
                 target, within = self._overlap(index, box)
                 out[target] = self._get(index, keep)[within]
-        return out[pick]  # type: ignore[no-any-return]
+        return out[pick]
 
     def _overlap(self, index: Index, box: list[range]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Where a block's samples go in the answer, and which they are inside the block."""
@@ -190,7 +190,7 @@ class Arranged:
             part[axis] = slice(span.start, span.stop)
         lengths = [len(r) for r in box]
         if 0 in lengths:
-            return np.empty(lengths, self.dtype)[pick]  # type: ignore[no-any-return]
+            return np.empty(lengths, self.dtype)[pick]
         found = np.asarray(self.base[tuple(part)])
         rest = [i for i in range(found.ndim) if i not in self.order]
-        return found.transpose(*self.order, *rest).reshape(lengths)[pick]  # type: ignore[no-any-return]
+        return found.transpose(*self.order, *rest).reshape(lengths)[pick]

@@ -218,9 +218,12 @@ def write_shard(root: Path, level: Level, index: Index, data: NDArray[Any]) -> s
     expected = tuple(s.stop - s.start for s in region)
     if data.shape != expected:
         raise ValueError(f"{root.name}/{level.path}: expected a whole shard of {expected}, found {data.shape}")
-    array = zarr.open_array(root, path=level.path, mode="r+", config={"write_empty_chunks": True})
-    array[region] = data
     file = _shard_file(root, level, index)
+    # zarr would read a torn shard of an earlier run to merge into it.
+    file.unlink(missing_ok=True)
+    # A shard of zeros is a file too: what is not there was not computed.
+    array = zarr.open_array(root, path=level.path, mode="r+")
+    array.with_config({"write_empty_chunks": True})[region] = data
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
     return shard_digest(root, level, index) or ""

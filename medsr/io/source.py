@@ -1,4 +1,4 @@
-"""Source: the files one scan is made of; Reader: what a reader of a format is; what the first bytes of a file say."""
+"""Source: the files one scan is made of; Reader: what a reader of a format is."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One format: its name, whether a path looks like it, and how a source of it becomes a scan.
+    """One format: its name, whether a path looks like it, how a source becomes a scan, the endings its files have.
 
-    `accepts` looks at content, never raises. `read` raises ScanError with the file first.
+    `accepts` looks at content and never raises. `read` raises ScanError with the file first.
     """
 
     name: str
     accepts: Callable[[Path], bool]
     read: Callable[[Source, str | int | None], Scan]
+    suffixes: tuple[str, ...] = ()
 
 
 def natural_key(path: Path | str) -> tuple[tuple[int, int, str], ...]:

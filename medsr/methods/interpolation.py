@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -59,21 +58,24 @@ def reach(factor: Factor, *, kind: InterpolationKind = "cubic") -> tuple[int, ..
     return tuple(0 if f == 1 else KERNELS[kind][1] for f in factor)
 
 
-@lru_cache(maxsize=256)
-def _phases(kind: InterpolationKind, factor: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+Phases = list[list[tuple[int, float]]]
+
+
+def _phases(kind: InterpolationKind, factor: int) -> Phases:
     """For each of `factor` fine samples of a coarse cell: (coarse neighbor, weight), the cell's own sample left out.
 
     Fine sample p of a cell lies (p + 1/2) / factor - 1/2 coarse samples from its center. The weights of all taps sum
     to 1, so the cell's own weight need not be kept: value = own + sum of weight * (neighbor - own).
     """
     kernel, radius = KERNELS[kind]
+    taps = list(range(-radius, radius + 1))
     phases = []
     for p in range(factor):
         place = (p + 0.5) / factor - 0.5
-        weights = {k: kernel(k - place) for k in range(-radius, radius + 1)}
-        total = math.fsum(weights.values())
-        phases.append(tuple((k, w / total) for k, w in weights.items() if k != 0 and w != 0.0))
-    return tuple(phases)
+        weights = [kernel(k - place) for k in taps]
+        total = sum(weights)
+        phases.append([(k, w / total) for k, w in zip(taps, weights, strict=True) if k != 0 and w != 0.0])
+    return phases
 
 
 def interpolate(low: Tensor, factor: Factor, *, kind: InterpolationKind = "cubic") -> Tensor:
@@ -108,16 +110,18 @@ def interpolate(low: Tensor, factor: Factor, *, kind: InterpolationKind = "cubic
         )
     low = low.to(torch.promote_types(low.dtype, torch.float32))
     size = tuple(low.shape[2:])
+    phases = [_phases(kind, f) for f in factor]
+    radii = reach(factor, kind=kind)
     in_one = low.device.type != "cpu" or torch.compiler.is_compiling()
     if in_one or (low.requires_grad and torch.is_grad_enabled()):
-        return _interpolated(low, tuple(slice(0, n) for n in size), factor, kind)
+        return _interpolated(low, tuple(slice(0, n) for n in size), radii, phases)
     fine = low.new_empty(*low.shape[:2], *(n * f for n, f in zip(size, factor, strict=True)))
     limit = max(1, BLOCK_SAMPLES // max(1, math.prod(factor) * low.shape[0] * low.shape[1]))
     for block in _blocks(size, limit):
         part = fine
         for axis, (s, f) in enumerate(zip(block, factor, strict=True), start=2):
             part = part.narrow(axis, s.start * f, (s.stop - s.start) * f)
-        part.copy_(_interpolated(low, block, factor, kind))
+        part.copy_(_interpolated(low, block, radii, phases))
     return fine
 
 
@@ -132,14 +136,13 @@ def _blocks(size: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
         yield tuple(slice(s, min(n, s + b)) for s, n, b in zip(corner, size, block, strict=True))
 
 
-def _interpolated(low: Tensor, block: tuple[slice, ...], factor: Factor, kind: InterpolationKind) -> Tensor:
+def _interpolated(low: Tensor, block: tuple[slice, ...], radii: tuple[int, ...], phases: list[Phases]) -> Tensor:
     """The fine samples of one block of coarse cells."""
-    radii = reach(factor, kind=kind)
     for axis, (part, radius) in enumerate(zip(block, radii, strict=True), start=2):
         low = _window(low, axis, part.start - radius, part.stop + radius)
-    for axis, (f, radius) in enumerate(zip(factor, radii, strict=True), start=2):
-        if f > 1:
-            low = _refined(low, axis, radius, _phases(kind, f))
+    for axis, (radius, along) in enumerate(zip(radii, phases, strict=True), start=2):
+        if radius:
+            low = _refined(low, axis, radius, along)
     return low
 
 
@@ -151,14 +154,14 @@ def _window(low: Tensor, axis: int, start: int, stop: int) -> Tensor:
     return low.index_select(axis, torch.arange(start, stop, device=low.device).clamp(0, size - 1))
 
 
-def _refined(padded: Tensor, axis: int, radius: int, phases: tuple[tuple[tuple[int, float], ...], ...]) -> Tensor:
+def _refined(padded: Tensor, axis: int, radius: int, phases: Phases) -> Tensor:
     """One axis refined; `padded` brings `radius` samples more than wanted at either end.
 
     Sums of shifted slices: faster on the CPU than a convolution with one channel, and on a GPU always true float32.
     """
     count = padded.shape[axis] - 2 * radius
     own = padded.narrow(axis, radius, count)
-    steps = {k: padded.narrow(axis, radius + k, count) - own for k in sorted({k for phase in phases for k, _ in phase})}
+    steps = {k: padded.narrow(axis, radius + k, count) - own for k in range(-radius, radius + 1) if k != 0}
     fine = []
     for phase in phases:
         value = own

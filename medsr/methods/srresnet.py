@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medsr.methods.interpolation import interpolate, reach
+from medsr.methods.interpolation import interpolate
 from medsr.methods.shuffle import icnr_, pixel_shuffle, prime_stages
 from medsr.scan import Factor, validate_factor
 
@@ -90,8 +90,13 @@ class SRResNet(nn.Module):
         self.factor = _checked(factor, norm, min(channels, features, blocks), (head_kernel, tail_kernel))
         self.norm = norm
         self.residual = residual
+        self._settings = (
+            f"channels={channels}, features={features}, blocks={blocks}, norm={norm!r}, head_kernel={head_kernel}, "
+            f"tail_kernel={tail_kernel}, residual={residual}"
+        )
         stages = prime_stages(self.factor)
-        self.halo = _halo(self.factor, stages, blocks, head_kernel, tail_kernel)
+        self._margin = _margin(self.factor, stages, tail_kernel)
+        self.halo = tuple(head_kernel // 2 + 2 * blocks + 1 + m for m in self._margin)
         dims, bias = len(self.factor), norm == "batch"
         self.head = _conv(dims, channels, features, head_kernel, bias=bias)
         self.head_activation = nn.PReLU()
@@ -100,6 +105,9 @@ class SRResNet(nn.Module):
         self.upsampling = nn.Sequential(*(UpsamplingStage(stage, features, bias=bias) for stage in stages))
         self.tail = _conv(dims, features, channels, tail_kernel, bias=bias)
         self.reset_parameters()
+
+    def __repr__(self) -> str:
+        return f"SRResNet({self.factor}, {self._settings})"
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -113,12 +121,13 @@ class SRResNet(nn.Module):
                 _kaiming_(module.weight, slope=0.25)
                 if module.bias is not None:
                     module.bias.zero_()
-            elif isinstance(module, UpsamplingStage):
-                icnr_(module.conv.weight, module.factor, _kaiming_)
             elif isinstance(module, nn.PReLU):
                 module.weight.fill_(0.25)
             elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.reset_parameters()
+        for stage in self.upsampling:
+            if isinstance(stage, UpsamplingStage):
+                icnr_(stage.conv.weight, stage.factor, _kaiming_)
         for block in self.body:
             if self.norm == "none" and isinstance(block, ResidualBlock):
                 _kaiming_(block.second.get_parameter("0.weight"), slope=1.0).mul_(0.1)
@@ -145,7 +154,7 @@ class SRResNet(nn.Module):
         if not self.residual:
             return detail
         if self.norm == "batch" and not self.training:
-            detail = self._without_flat_answer(detail, low)
+            detail = detail - self._flat_answer(low)
         return detail + interpolate(low, self.factor, kind="cubic")
 
     def _detail(self, low: Tensor) -> Tensor:
@@ -154,21 +163,27 @@ class SRResNet(nn.Module):
             kernel = self.head.weight.to(low.dtype)
             if self.residual:
                 kernel = kernel - kernel.mean(dim=tuple(range(2, kernel.ndim)), keepdim=True)
-            features = self.head_activation(_convolve(low, kernel, self.head.bias))
+            features = _convolve(low, kernel, self.head.bias)
+            features = functional.prelu(features, self.head_activation.weight.to(low.dtype))
         features = features.to(self.tail.weight.dtype)
         features = features + self.mid(self.body(features))
         features = self.upsampling(features)
         with _float32_only(low.device):
             return _convolve(features.to(low.dtype), self.tail.weight.to(low.dtype), self.tail.bias)
 
-    def _without_flat_answer(self, detail: Tensor, low: Tensor) -> Tensor:
-        """`detail` less the detail of a flat field, which repeats in every coarse cell."""
-        dims = len(self.factor)
-        flat = self._detail(low.new_zeros(1, low.shape[1], *(1,) * dims))
-        cells = [n for pair in zip(low.shape[2:], self.factor, strict=True) for n in pair]
-        cell = [n for f in self.factor for n in (1, f)]
-        apart = detail.reshape(*low.shape[:2], *cells) - flat.reshape(1, low.shape[1], *cell)
-        return apart.reshape(detail.shape)
+    def _flat_answer(self, low: Tensor) -> Tensor:
+        """Detail of a flat field of the size of `low`: (1, channels, *size * factor).
+
+        It repeats in every cell but those near an edge, so a field just wide enough is asked, and its center repeated.
+        """
+        wide = [min(n, 2 * m + 1) for n, m in zip(low.shape[2:], self._margin, strict=True)]
+        answer = self._detail(low.new_zeros(1, low.shape[1], *wide))
+        for axis, (n, m, f) in enumerate(zip(low.shape[2:], self._margin, self.factor, strict=True), start=2):
+            if n > 2 * m + 1:
+                cell = torch.arange(n, device=low.device)
+                cell = cell.clamp(max=m) + (cell - (n - 1 - m)).clamp(min=0)
+                answer = answer.index_select(axis, (cell[:, None] * f + cell.new_tensor(range(f))).flatten())
+        return answer
 
 
 class ResidualBlock(nn.Module):
@@ -211,23 +226,24 @@ def _checked(factor: Factor, norm: str, smallest: int, kernels: tuple[int, int])
         )
     if norm not in ("none", "batch"):
         raise ValueError(f"SRResNet: expected norm 'none' or 'batch', found {norm!r}")
-    if smallest < 1 or any(k < 1 or k % 2 == 0 for k in kernels):
+    if smallest < 1 or kernels[0] < 3 or any(k < 1 or k % 2 == 0 for k in kernels):
         raise ValueError(
-            f"SRResNet: expected counts of at least 1 and odd kernel widths, found {smallest} and {kernels}"
+            "SRResNet: expected counts of at least 1 and odd kernel widths, the head's at least 3; "
+            f"found {smallest} and {kernels}"
         )
     return factor
 
 
-def _halo(factor: Factor, stages: tuple[Factor, ...], blocks: int, head: int, tail: int) -> tuple[int, ...]:
-    """Coarse samples on either side of a cell that its fine samples depend on, one an axis: followed from the output
-    back through the tail, each upsampling stage, and the layers at the coarse resolution."""
-    halo = []
+def _margin(factor: Factor, stages: tuple[Factor, ...], tail: int) -> tuple[int, ...]:
+    """Coarse samples on either side of a cell that its fine samples depend on through the layers from the first
+    upsampling stage on, one an axis: followed back from the output through the tail and each stage."""
+    margin = []
     for axis, f in enumerate(factor):
         first, last = -(tail // 2), f - 1 + tail // 2
         for stage in reversed(stages):
             first, last = first // stage[axis] - 1, last // stage[axis] + 1
-        halo.append(max(-first, last) + 1 + 2 * blocks + head // 2)
-    return tuple(max(pair) for pair in zip(halo, reach(factor, kind="cubic"), strict=True))
+        margin.append(max(-first, last))
+    return tuple(margin)
 
 
 def _conv(dims: int, into: int, out: int, width: int, *, bias: bool) -> nn.Conv2d | nn.Conv3d:
@@ -259,7 +275,7 @@ def _float32_only(device: torch.device) -> AbstractContextManager[object]:
     """No autocast inside, and no TF32 on CUDA: both keep 11 bits of a level, and a scan has up to 16."""
     if device.type == "cuda" and not torch.compiler.is_compiling():
         return _without_tf32()
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -1,0 +1,226 @@
+"""find_scans: which files below a path make which scans, under which names; nothing but headers is read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from medsr.io import dicom, omezarr_reader, picture, tiff
+from medsr.io.source import Source, natural_key
+from medsr.scan import ScanError
+
+__all__ = ["DICOM_SUFFIXES", "FOREIGN", "find_scans", "scan_name"]
+
+_log = logging.getLogger(__name__)
+
+DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
+DOUBLE_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf2", ".ome.tf8", ".ome.zarr")
+IMAGE_SUFFIXES = (*tiff.SUFFIXES, *picture.SUFFIXES, *DICOM_SUFFIXES)
+FOREIGN = {  # images that are not read here: said, not dropped in silence
+    ".jpg": "a lossy picture", ".jpeg": "a lossy picture", ".bmp": "a picture", ".gif": "a picture",
+    ".czi": "Zeiss CZI", ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".oib": "Olympus OIB", ".oir": "Olympus OIR",
+    ".vsi": "Olympus VSI", ".ims": "Imaris", ".dv": "DeltaVision", ".mrc": "MRC", ".nii": "NIfTI",
+    ".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".h5": "HDF5", ".hdf5": "HDF5", ".npy": "NumPy",
+}  # fmt: skip
+LONGEST_NAME = 180
+
+
+def find_scans(path: str | Path) -> list[Source]:
+    """All scans at or below `path`, in natural order, under names that are unique among them.
+
+    A file is that file alone. In a folder, all folders below it included: the DICOM files of one series are one
+    scan; an OME-Zarr folder is one; the files of one multi-file OME-TIFF set are one; TIFF files whose names count
+    planes in words ("z001.tif", "slice_7.tif") without gaps are one stack; each other TIFF, PNG or PGM is a scan of
+    its own. A folder of TIFFs with plain numbers ("img_001.tif") may be planes or separate images: here they are
+    separate, and the log says so; `read_scan(FOLDER)` reads them as one stack.
+
+    Left out: hidden files, half-written results (".part"), and what is no image. Files that look like an image but
+    are broken are kept, so that `read_scan` names the reason; image formats that are not read are named in the log.
+
+    Raises:
+        ScanError: nothing has this name, or the folder cannot be listed.
+    """
+    path = Path(path)
+    if path.suffix == ".part":
+        raise ScanError(f"{path}: expected a scan, found a half-written result; run the command that wrote it again")
+    if omezarr_reader.accepts(path):
+        return [Source(path, (path,), scan_name(path))]
+    if path.is_dir():
+        try:
+            os.listdir(path)
+        except OSError as error:
+            raise ScanError(f"{path}: cannot be listed ({error.strerror}); check the rights of the folder") from error
+        return _unique(_in_folder(path), path)
+    if not path.exists():
+        raise ScanError(f"{path}: expected a file or folder, found nothing of this name; {_nearest(path)}")
+    return [replace(s, path=path, name=scan_name(path)) for s in _dicom([path])] if dicom.accepts(path) else [
+        Source(path, (path,), scan_name(path))
+    ]  # fmt: skip
+
+
+def scan_name(path: Path) -> str:
+    """Name of a file or folder without its endings, fit for a file name on any system."""
+    name = path.name or path.resolve().name
+    lower = name.lower()
+    for suffix in (*DOUBLE_SUFFIXES, ".zarr", *IMAGE_SUFFIXES):
+        if lower.endswith(suffix) and len(name) > len(suffix):
+            name = name[: -len(suffix)]
+            break
+    return _fit_for_files(name)
+
+
+def _fit_for_files(name: str) -> str:
+    readable = os.fsencode(name).decode("utf-8", "replace")
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", readable).strip(" .")[-LONGEST_NAME:] or "scan"
+
+
+def _nearest(path: Path) -> str:
+    from difflib import get_close_matches
+
+    try:
+        near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    except OSError:
+        return f"there is no folder {path.parent} either; check the name"
+    return f"did you mean {near[0]!r}?" if near else "check the name"
+
+
+def _in_folder(root: Path) -> list[Source]:
+    found: list[Source] = []
+    dicom_files: list[Path] = []
+    foreign: Counter[str] = Counter()
+    for folder, zarrs, files in _walk(root):
+        found += [Source(z, (z,), scan_name(z)) for z in zarrs]
+        tiffs: list[Path] = []
+        for file in files:
+            if dicom.accepts(file):
+                dicom_files.append(file)
+            elif tiff.accepts(file):
+                tiffs.append(file)
+            elif picture.accepts(file) or file.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(Source(file, (file,), scan_name(file)))
+            elif file.suffix.lower() in FOREIGN:
+                foreign[file.suffix.lower()] += 1
+        found += _of_tiffs(folder, tiffs)
+    found += _dicom(dicom_files)
+    if foreign:
+        counted = ", ".join(f"{n} {suffix} ({FOREIGN[suffix]})" for suffix, n in sorted(foreign.items()))
+        _log.warning("%s: left out, no reader: %s; save them as OME-TIFF to include them", root, counted)
+    return sorted(found, key=lambda s: (natural_key(s.files[0]), s.name))
+
+
+def _of_tiffs(folder: Path, files: list[Path]) -> list[Source]:
+    found: list[Source] = []
+    stacks = tiff.plane_sets(files)
+    for planes in stacks:
+        stem = re.split(r"\d+\D*$", planes[0].name)[0].rstrip(" _-=.")
+        short = re.sub(r"(?:^|[ _\-=.]+)(?:z|slice|plane|section|sec|layer)$", "", stem, flags=re.IGNORECASE)
+        found.append(Source(folder, planes, _fit_for_files(short) if short else scan_name(folder)))
+    rest = [f for f in files if not any(f in planes for planes in map(set, stacks))]
+    if len(rest) > 2 and tiff.numbered_planes(rest):
+        _log.info(
+            "%s: %d TIFF files differ only in one running number: taken as separate images; as planes of one stack "
+            "they are read by read_scan(folder), or when their names say so (z001.tif)", folder, len(rest)
+        )  # fmt: skip
+    found += [Source(members[0], members, scan_name(members[0])) for members in tiff.group(rest)]
+    return found
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[Path], list[Path]]]:
+    """Each folder with the OME-Zarr folders and the files in it; each real folder once, whatever links say."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = folder.stat()
+            entries = sorted((folder / name for name in os.listdir(folder)), key=natural_key)
+        except OSError as error:
+            _log.warning("%s: left out, cannot be listed (%s)", folder, error.strerror)
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        zarrs: list[Path] = []
+        files: list[Path] = []
+        below: list[Path] = []
+        for entry in entries:
+            if entry.name.startswith(".") or entry.suffix == ".part" or entry.name == "__MACOSX":
+                continue
+            if omezarr_reader.accepts(entry):
+                zarrs.append(entry)
+            elif _is_folder(entry):
+                below.append(entry)
+            elif _is_file(entry) or (entry.is_symlink() and entry.suffix.lower() in IMAGE_SUFFIXES):
+                files.append(entry)
+        waiting += reversed(below)
+        yield folder, zarrs, files
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _dicom(files: Iterable[Path]) -> list[Source]:
+    """DICOM files as series; a series is named after its folder, a single file after itself."""
+    listed = list(files)
+    if not listed:
+        return []
+    found = []
+    for members, subject in dicom.group(listed):
+        ordered = tuple(sorted(members, key=natural_key))
+        path = ordered[0] if len(ordered) == 1 else Path(os.path.commonpath([str(m.parent) for m in ordered]))
+        found.append(Source(path, ordered, scan_name(path), subject))
+    return found
+
+
+def _unique(sources: list[Source], root: Path) -> list[Source]:
+    """The same sources with names that differ even where case does not count: the name, else the path from `root`,
+    else that with the ending of the file, else a number."""
+    names = [s.name for s in sources]
+    for form in (_path_name, _full_name):
+        for members in _colliding(names):
+            for i in members:
+                names[i] = form(sources[i], root)
+    for members in _colliding(names):
+        taken = {n.casefold() for n in names}
+        for i in members[1:]:
+            number = 2
+            while f"{names[i]}_{number}".casefold() in taken:
+                number += 1
+            names[i] = f"{names[i]}_{number}"
+            taken.add(names[i].casefold())
+    return [replace(s, name=n) for s, n in zip(sources, names, strict=True)]
+
+
+def _colliding(names: list[str]) -> list[list[int]]:
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for i, name in enumerate(names):
+        by_name[name.casefold()].append(i)
+    return [members for members in by_name.values() if len(members) > 1]
+
+
+def _path_name(source: Source, root: Path) -> str:
+    inside = source.files[0].relative_to(root) if source.files[0].is_relative_to(root) else source.files[0]
+    if len(source.files) > 1 and source.path.is_dir():  # a series or stack: its folder, then its first file
+        return _fit_for_files("_".join((*inside.parts[:-1], scan_name(inside))))
+    return _fit_for_files("_".join((*inside.parts[:-1], source.name)))
+
+
+def _full_name(source: Source, root: Path) -> str:
+    inside = source.files[0].relative_to(root) if source.files[0].is_relative_to(root) else source.files[0]
+    return _fit_for_files("_".join(inside.parts).replace(".", "_"))

@@ -1,0 +1,123 @@
+"""What the command line shows: facts of a scan, tables, a running verb."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+import medsr
+
+__all__ = ["facts", "lines", "live", "print_facts", "print_scores", "print_table"]
+
+
+def lines(error: Exception) -> str:
+    """What to say of an error: its own words, which name expected, found and cure."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}; check the path, its permissions and the space on the disk"
+    return str(error) or type(error).__name__
+
+
+def facts(source: Any, series: str | None, *, debug: bool) -> dict[str, Any]:
+    """What a scan is, as plain JSON; or its path and the reason why it cannot be read."""
+    path = str(getattr(source, "path", source))
+    chosen = int(series) if series is not None and series.isdigit() else series
+    try:
+        scan = medsr.read_scan(source, series=chosen)
+    except (ValueError, OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(lines(error), err=True)
+        return {"path": path, "error": lines(error)}
+    line, spacing = scan.intensity, scan.grid.spacing_um
+    return {
+        "path": path,
+        "reader": scan.reader,
+        "shape": list(scan.shape),
+        "axes": list(scan.grid.axes),
+        "spacing_um": None if spacing is None else list(spacing),
+        "origin_um": list(scan.grid.origin_um),
+        "dtype": str(line.dtype),
+        "bits": line.bits if line.bits is not None else 8 * line.dtype.itemsize,
+        "black": line.black,
+        "white": line.white,
+        "slope": _strict(line.slope),
+        "intercept": _strict(line.intercept),
+        "units": line.units,
+        "window": None if line.window is None else [_strict(value) for value in line.window],
+        "history": list(scan.history),
+        "warnings": list(scan.warnings),
+    }
+
+
+def _strict(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """What a scan is, for a person; nothing for one that failed, whose reason is on stderr."""
+    if "error" in facts:
+        return
+    spacing = facts["spacing_um"]
+    steps = "unknown" if spacing is None else " x ".join("?" if s is None else f"{s:g}" for s in spacing) + " um"
+    shown = {
+        "reader": facts["reader"],
+        "shape": f"{' x '.join(map(str, facts['shape']))} ({' '.join(facts['axes'])})",
+        "spacing": steps,
+        "type": f"{facts['dtype']}, {facts['bits']} bits",
+        "intensity": f"black {facts['black']:g}, white {facts['white']:g}",
+        "value": f"{facts['slope']} * stored + {facts['intercept']} {facts['units']}".rstrip(),
+    }
+    typer.echo(printable(facts["path"]))
+    for name, value in shown.items():
+        typer.echo(printable(f"  {name:<10}{value}"))
+    for warning in facts["warnings"]:
+        typer.echo(printable(f"  {'warning':<10}{warning}"))
+
+
+def print_scores(report: Any) -> None:
+    """The figures of an evaluation, a row a scan and method."""
+    names = ("psnr_db", "ssim", "nrmse", "frc_um", "consistency_db")
+    rows = [
+        (str(row["scan"]), str(row["method"]), *("" if row[n] is None else f"{row[n]:.4g}" for n in names))
+        for row in report.rows
+    ]
+    print_table(("scan", "method", *names), rows)
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns of text on stdout, a line a row."""
+    cells = [tuple(printable(cell) for cell in row) for row in (headers, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@contextmanager
+def live() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """Where a running verb speaks: lines, and a bar with the time left on a terminal; all on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tick(scan: str, done: int, total: int) -> None:
+            if scan not in tasks:
+                tasks[scan] = progress.add_task(printable(scan), total=total)
+            progress.update(tasks[scan], completed=done, visible=done < total)
+
+        yield lambda line: console.print(printable(line)), tick
+
+
+def printable(text: str) -> str:
+    """Text that any terminal takes, whatever bytes a file name holds."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

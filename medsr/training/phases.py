@@ -1,0 +1,183 @@
+"""The two phases of a training as Lightning modules: pixels, then the adversarial game."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from medsr.methods.discriminators import PatchDiscriminator, SrganDiscriminator
+from medsr.methods.srresnet import SRResNet
+from medsr.recipe import Recipe, SrganRecipe, TrainingRecipe
+from medsr.training.alternation import alternate, learner
+from medsr.training.content import content_of
+from medsr.training.losses import Loss, adversary_of, pixel_loss_of
+
+__all__ = ["AdversarialPhase", "Phase", "PixelPhase", "build_discriminator", "scheduled"]
+
+PhaseName = Literal["pixel", "adversarial"]
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+BETAS = (0.9, 0.99)
+"""Adam's decays; the second is shorter than its default, because training patches differ much."""
+
+
+class PixelPhase(LightningModule):
+    """SRResNet's training: the pixel loss alone.
+
+    Attributes:
+        figures: of the last step: loss and step size.
+        step: number of the step at work, from 0.
+    """
+
+    name: PhaseName = "pixel"
+
+    def __init__(self, recipe: Recipe, network: SRResNet) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network = network
+        self.recipe = recipe
+        self.steps = recipe.training.pixel_steps
+        self.figures: dict[str, float] = {}
+        self.step = 0
+        self._pixel = pixel_loss_of(recipe.method.pixel_loss)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Adam over the network."""
+        return Adam(self.network.parameters(), self.recipe.training.learning_rate, betas=BETAS)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """One step of the network."""
+        self.step = batch_idx
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        rate = set_rate(optimizer, self.recipe.training, self.recipe.training.learning_rate, batch_idx / self.steps)
+        pairs = parts_of(batch, self.recipe.training)
+
+        def losses() -> Iterator[Tensor]:
+            for low, high in pairs:
+                yield self._pixel(self.network(low), high) / len(pairs)
+
+        loss = learner(cast(Optimizer, optimizer), self.manual_backward)(losses())
+        self.figures = {"loss": float(loss), "rate": rate}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Limit the gradient; in half precision it is unscaled by now."""
+        clip_gradient(optimizer, self.recipe.training.gradient_clip)
+
+
+class AdversarialPhase(LightningModule):
+    """SRGAN's training: generator and discriminator in turns (see `alternate`).
+
+    Args:
+        recipe: of an SRGAN.
+        network: the generator, trained on pixels.
+        gray: mean and standard deviation of the training patches, for content losses that know photographs.
+
+    Attributes:
+        figures: of the last step: the losses of both players and the step size.
+        step: number of the step at work, from 0.
+    """
+
+    name: PhaseName = "adversarial"
+
+    def __init__(self, recipe: Recipe, network: SRResNet, *, gray: tuple[float, float]) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        method = cast(SrganRecipe, recipe.method)
+        self.network = network
+        self.discriminator = build_discriminator(method)
+        self.recipe = recipe
+        self.steps = recipe.training.adversarial_steps
+        self.figures: dict[str, float] = {}
+        self.step = 0
+        self._adversary = adversary_of(method.adversary)
+        self._adversarial_weight = method.adversarial_weight
+        # A feature network stays out of the module's parameters: it is neither averaged, nor saved, nor learned.
+        content = content_of(method.content, discriminator=self.discriminator, gray=gray)
+        self._other: Loss = _weighted(pixel_loss_of(method.pixel_loss), method.pixel_weight, content)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Adam for each player."""
+        rate = self.recipe.training.adversarial_learning_rate
+        players: tuple[nn.Module, ...] = (self.network, self.discriminator)
+        return [Adam(player.parameters(), rate, betas=BETAS) for player in players]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """One round of the game."""
+        self.step = batch_idx
+        training = self.recipe.training
+        g_optimizer, d_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        for optimizer in (g_optimizer, d_optimizer):
+            rate = set_rate(optimizer, training, training.adversarial_learning_rate, batch_idx / self.steps)
+        d_loss, g_loss = alternate(
+            self.network,
+            self.discriminator,
+            parts_of(batch, training),
+            adversary=self._adversary,
+            adversarial_weight=self._adversarial_weight,
+            other_loss=self._other,
+            learn_discriminator=learner(cast(Optimizer, d_optimizer), self.manual_backward),
+            learn_generator=learner(cast(Optimizer, g_optimizer), self.manual_backward),
+        )
+        self.figures = {"loss": float(g_loss), "discriminator_loss": float(d_loss), "rate": rate}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Limit the gradient; in half precision it is unscaled by now."""
+        clip_gradient(optimizer, self.recipe.training.gradient_clip)
+
+
+Phase = PixelPhase | AdversarialPhase
+
+
+def build_discriminator(method: SrganRecipe) -> SrganDiscriminator | PatchDiscriminator:
+    """The untrained discriminator of a recipe, for any patch size."""
+    dims, features = len(method.factor), method.discriminator_features
+    if method.discriminator == "patch":
+        return PatchDiscriminator(dims, features=features)
+    return SrganDiscriminator(dims, features=features)
+
+
+def scheduled(schedule: Literal["constant", "cosine", "halve"], done: float) -> float:
+    """Share of the full step size when `done` (0..1) of the steps are done."""
+    match schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        case "halve":
+            return float(0.5 ** sum(done >= 1 - 0.5**n for n in (1, 2, 3, 4)))
+
+
+def set_rate(optimizer: LightningOptimizer, training: TrainingRecipe, full: float, done: float) -> float:
+    """Set the step size the schedule asks for, and return it."""
+    rate = full * scheduled(training.schedule, done)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def parts_of(batch: tuple[Tensor, Tensor], training: TrainingRecipe) -> Pairs:
+    """The batches whose gradients are added up for one step."""
+    low, high = batch
+    return list(zip(low.split(training.batch), high.split(training.batch), strict=True))
+
+
+def clip_gradient(optimizer: Optimizer, largest: float) -> None:
+    """Scale the gradient of an optimizer's parameters down to a norm of at most `largest`; 0: no limit."""
+    if largest > 0:
+        parameters: list[Any] = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, largest)
+
+
+def _weighted(pixel: Loss, weight: float, content: Loss | None) -> Loss:
+    if content is None:
+        return lambda estimate, high: weight * pixel(estimate, high)
+    if weight == 0:
+        return content
+    return lambda estimate, high: weight * pixel(estimate, high) + content(estimate, high)

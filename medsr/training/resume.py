@@ -1,0 +1,110 @@
+"""Going on with a run: what its state says, and whether it is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from medsr.card import TrainingInput
+from medsr.recipe import Recipe
+from medsr.training.errors import TrainingError
+from medsr.training.phases import PhaseName
+
+__all__ = ["RESUME", "Notes", "check_same", "read_notes"]
+
+RESUME = "resume.ckpt"
+
+FREE = {"out", "training.loader_workers"}
+"""What of a recipe may differ when a run is gone on with: it changes no number."""
+
+
+class Notes(BaseModel):
+    """What stands in the state of a run beside the engine's part.
+
+    Attributes:
+        recipe: that made it, as plain data.
+        inputs: hashes and shapes of the scans it learns from.
+        world: processes it runs on.
+        phase, step: where it is; `step` steps of the phase are done.
+        over: whether the phase is.
+        steps: done in each phase so far.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recipe: dict[str, Any]
+    inputs: tuple[TrainingInput, ...]
+    world: int
+    phase: PhaseName
+    step: int
+    over: bool
+    steps: dict[str, int]
+
+
+def read_notes(run: Path) -> Notes | None:
+    """The notes of the state in a run folder; None where there is no state yet.
+
+    Raises:
+        TrainingError: the file is torn or is no state of a run; nothing in it is executed.
+    """
+    path = run / RESUME
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return Notes.model_validate(state["medsr"])
+    except Exception as error:  # noqa: BLE001 (an unpickler raises anything; all of it means: not our state)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(
+            f"{path}: expected the state of a run, found a file that is none ({reason}); remove it to begin anew, "
+            "or start from the weights of best.ckpt with training.start"
+        ) from None
+
+
+def check_same(run: Path, notes: Notes, recipe: Recipe, *, world: int) -> None:
+    """Refuse to go on with another recipe, or on another number of processes; the numbers would be others.
+
+    Raises:
+        TrainingError: names each difference.
+    """
+    old, new = _flat(notes.recipe), _flat(recipe.model_dump(mode="json"))
+    differ = [
+        f"{key}: {old.get(key)!r} became {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE
+    ]
+    if notes.world != world:
+        differ.append(f"processes: {notes.world} became {world}")
+    if differ:
+        raise TrainingError(
+            f"{run}: expected the recipe this run began with, found {'; '.join(differ)}; set it back to go on, or begin "
+            "another run with --out (training.start takes over the weights)"
+        )
+
+
+def check_inputs(run: Path, notes: Notes, inputs: tuple[TrainingInput, ...]) -> None:
+    """Refuse to go on with other scans.
+
+    Raises:
+        TrainingError: says how many differ.
+    """
+    before, now = set(notes.inputs), set(inputs)
+    if notes.inputs != inputs:
+        raise TrainingError(
+            f"{run}: expected the {len(notes.inputs)} scans this run began with, found {len(now - before)} that are new "
+            f"or changed and {len(before - now)} missing; bring them back, or begin another run with --out"
+        )
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,219 @@
+"""Which scans are learned from and which are held out; what the training card says of them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from medsr.card import TrainingCard, TrainingInput
+from medsr.data import sample_path
+from medsr.io import Source, find_scans
+from medsr.progress import input_digest
+from medsr.recipe import DataRecipe, Recipe
+from medsr.scan import Scan, ScanError
+from medsr.training.data import Portion, Shelf
+from medsr.training.errors import TrainingError
+from medsr.training.foreground import ForegroundMap
+
+__all__ = ["Facts", "Split", "blank_card", "split_scans"]
+
+log = logging.getLogger("medsr.training")
+
+LEAST_ROWS = 32
+"""Rows held out of a single scan, at least, where it has them."""
+
+PACKAGES = ("medsr", "torch", "monai", "pytorch-lightning", "numpy", "pydicom", "tifffile", "zarr")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a scan once it was opened.
+
+    Attributes:
+        shape: samples along each axis.
+        dtype: of the stored values.
+        black, white: ends of its intensity line, stored values.
+        spacing_um: fine spacing of the factor's axes; None: unknown.
+        stored_bytes: of all its values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    black: float
+    white: float
+    spacing_um: tuple[float | None, ...] | None
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What is learned from and what is held out; never patches of one scan in both, but for the bands of a single one.
+
+    Attributes:
+        training, validation: the portions.
+        facts: of each scan that is learned from, in the order of `training`.
+        note: how it was split, in a sentence without names.
+    """
+
+    training: tuple[Portion, ...]
+    validation: tuple[Portion, ...]
+    facts: tuple[Facts, ...]
+    note: str
+
+
+def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
+    """Open every scan of the recipe once, and hold some out.
+
+    Scans that cannot be used are named in a warning and left out.
+
+    Raises:
+        TrainingError: no scan can be used, the same scan is in both folders, or a single scan is too small to hold
+            rows out of it.
+    """
+    data = recipe.data
+    folder = sample_path(data.sample) if data.folder is None else data.folder
+    found = _usable(folder, recipe, shelf)
+    if data.validation_folder is not None:
+        held_out = _usable(data.validation_folder, recipe, shelf)
+        shared = {f.resolve() for s in found for f in s.files} & {f.resolve() for s in held_out for f in s.files}
+        if shared:
+            raise TrainingError(
+                f"{sorted(shared)[0]}: expected other scans in data.validation_folder than in data.folder, found this "
+                "file in both; separate them"
+            )
+        training, validation = list(map(Portion, found)), list(map(Portion, held_out))
+        note = "validated on the scans of data.validation_folder"
+    elif len(found) == 1:
+        (source,) = found
+        training, validation, note = _bands(source, recipe, shelf.open(Portion(source)))
+        found = {source: _facts(shelf.open(training[0]), recipe)}
+    else:
+        training, validation, note = _groups(list(found), data, recipe.seed)
+    facts = tuple(found[portion.source] for portion in training)
+    return Split(tuple(training), tuple(validation), facts, f"{note}: {len(training)} to learn, {len(validation)} out")
+
+
+def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
+    """The card of a training that has not begun: its inputs by hashes, its ranges, the software."""
+    facts, factor = split.facts, recipe.method.factor
+    spacing = []
+    for axis, f in enumerate(factor):
+        known = [s for s in (fact.spacing_um[axis] for fact in facts if fact.spacing_um is not None) if s is not None]
+        spacing.append((min(known) * f, max(known) * f) if known else None)
+    inputs = [
+        TrainingInput(
+            name_hash=hashlib.sha256(portion.source.path.name.encode()).hexdigest()[:16],
+            sha256=input_digest(portion.source.files),
+            shape=fact.shape,
+        )
+        for portion, fact in zip(split.training, facts, strict=True)
+    ]
+    return TrainingCard(
+        black=(min(f.black for f in facts), max(f.black for f in facts)),
+        white=(min(f.white for f in facts), max(f.white for f in facts)),
+        spacing_um=tuple(spacing) if any(spacing) else None,
+        dtype=facts[0].dtype,
+        inputs=tuple(inputs),
+        versions={name: found for name in PACKAGES if (found := _version(name)) is not None},
+    )
+
+
+def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, Facts]:
+    """The scans of a folder that can be learned from, with what is known of them."""
+    if not folder.exists():
+        raise TrainingError(f"{folder}: expected a folder or file of scans, found nothing there; check data.folder")
+    sources = find_scans(folder)
+    found: dict[Source, Facts] = {}
+    reasons: list[str] = []
+    for source in sources:
+        try:
+            found[source] = _facts(shelf.open(Portion(source)), recipe)
+        except ScanError as error:
+            reasons.append(str(error))
+            log.warning("left out: %s", error)
+    if not found:
+        more = "; ".join(reasons[:3]) or "no file that looks like one"
+        raise TrainingError(f"{folder}: expected at least one scan to learn from, found {len(sources)} usable none: {more}")
+    return found
+
+
+def _facts(scan: Scan, recipe: Recipe) -> Facts:
+    """What is known of a scan.
+
+    Raises:
+        ScanError: a patch does not fit in.
+    """
+    patch, factor = recipe.data.patch, recipe.method.factor
+    scan.grid.pad_factor(factor) if len(scan.shape) >= len(factor) else None
+    if len(scan.shape) < len(patch) or any(n < p for n, p in zip(scan.shape[-len(patch) :], patch, strict=True)):
+        raise ScanError(
+            f"expected at least {list(patch)} samples along the last axes as data.patch says, found a scan of shape "
+            f"{scan.shape}; choose a smaller patch"
+        )
+    spacing = scan.grid.spacing_um
+    return Facts(
+        shape=scan.shape,
+        dtype=scan.intensity.dtype.name,
+        black=scan.intensity.black,
+        white=scan.intensity.white,
+        spacing_um=None if spacing is None else spacing[-len(factor) :],
+        stored_bytes=int(np.prod(scan.shape, dtype=np.int64)) * scan.intensity.dtype.itemsize,
+    )
+
+
+def _groups(sources: Sequence[Source], data: DataRecipe, seed: int) -> tuple[list[Portion], list[Portion], str]:
+    """Whole groups held out, drawn by the seed."""
+    keys = {source: _key(source, data.group) for source in sources}
+    names, unit = sorted(set(keys.values())), data.group
+    note = f"split by {unit}"
+    if len(names) == 1:
+        keys = {source: _key(source, "scan") for source in sources}
+        names = sorted(set(keys.values()))
+        note = f"all scans are of one {unit}, so whole scans are held out and the figures may flatter"
+        log.warning("%s; set data.validation_folder to scans of another %s", note, unit)
+    count = min(len(names) - 1, max(1, round(data.validation * len(names))))
+    held = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
+    training = [Portion(source) for source in sources if keys[source] not in held]
+    return training, [Portion(source) for source in sources if keys[source] in held], note
+
+
+def _key(source: Source, group: str) -> str:
+    if group == "folder":
+        return str(source.path.parent)
+    if group == "subject" and source.subject:
+        return f"subject {source.subject}"
+    return f"scan {source.path}"
+
+
+def _bands(source: Source, recipe: Recipe, scan: Scan) -> tuple[list[Portion], list[Portion], str]:
+    """Rows of a single scan held out at its edge that shows more, with a gap as wide as a patch."""
+    rows, patch, step = scan.shape[-2], recipe.data.patch[-2], recipe.method.factor[-2]
+    least = max(LEAST_ROWS, 4 * step)
+    out = max(least, round(recipe.data.validation * rows)) // step * step
+    out = min(out, (rows - 2 * patch) // step * step)
+    if out < min(least, 4 * step):
+        raise TrainingError(
+            f"{source.path}: expected a scan of at least {2 * patch + least} rows, so that some can be held out with a "
+            f"gap as wide as a patch, found {rows}; choose a smaller data.patch, or set data.validation_folder"
+        )
+    share = ForegroundMap(scan, recipe.data.patch).share
+    near = max(1, share.shape[-2] * out // rows)
+    if share[..., :near, :].mean() > share[..., -near:, :].mean():
+        held, learned = (0, out), (out + patch, rows)
+    else:
+        held, learned = (rows - out, rows), (0, rows - out - patch)
+    note = f"one scan only: rows {held[0]}..{held[1] - 1} are held out with a gap of {patch}, so the figures may flatter"
+    return [Portion(source, learned)], [Portion(source, held)], note
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,254 @@
+"""SRResNet: its size, symmetry, start, precision, weights and limits; the pixel shuffle."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from medsr.methods import Cubic, SRResNet
+from medsr.methods.shuffle import pixel_shuffle, prime_stages
+from medsr.methods.srresnet import UpsamplingStage
+from tests import laws
+from tests.methods_asked import NETWORKS, SMALL, as_method, coarse_and_fine, mammogram, network, noise, real_scan, sizes
+
+
+@pytest.mark.parametrize(
+    ("factor", "channels", "count"),
+    [
+        ((4, 4), 3, 1_547_350),
+        ((4, 4), 1, 1_526_612),
+        ((2, 2), 3, 1_399_637),
+        ((2, 2), 1, 1_378_899),
+        ((8, 8), 3, 1_695_063),
+        ((8, 8), 1, 1_674_325),
+    ],
+)
+def test_parameters_of_the_paper(factor, channels, count):
+    built = SRResNet(factor, channels=channels, norm="batch")
+    assert sum(p.numel() for p in built.parameters()) == count
+
+
+def test_quantitative_network_has_no_bias():
+    built = SRResNet((2, 2), **SMALL)
+    assert not [name for name, _ in built.named_parameters() if "bias" in name]
+    assert not list(built.buffers())
+    assert all(m.num_parameters == 1 for m in built.modules() if isinstance(m, nn.PReLU))
+
+
+def mirror_symmetric(built: SRResNet) -> SRResNet:
+    """All kernels made symmetric under mirrors; those before a shuffle together with their place in the cell."""
+    dims = len(built.factor)
+    with torch.no_grad():
+        for module in built.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                for axis in range(2, 2 + dims):
+                    module.weight.copy_((module.weight + module.weight.flip(axis)) / 2)
+        for stage in built.upsampling:
+            shape = stage.conv.weight.shape
+            weight = torch.randn(shape[0] // math.prod(stage.factor), *stage.factor, *shape[1:])
+            for axis in range(dims):
+                weight = (weight + weight.flip((1 + axis, 2 + dims + axis))) / 2
+            stage.conv.weight.copy_(weight.reshape(shape) / 10)
+    return built
+
+
+@pytest.mark.parametrize("name", ["srresnet-2", "srresnet-4", "srresnet-3-2", "srresnet-1-2-2", "srresnet-4-1-1"])
+def test_no_layer_shifts(name):
+    """A network of mirror-symmetric kernels commutes with mirrors: every layer is centered, half-pixel exact."""
+    torch.manual_seed(3)
+    built = mirror_symmetric(SRResNet(**{**SMALL, **NETWORKS[name]})).double()
+    low = noise(1, 1, *(n // 2 for n in sizes(built))).double()
+    with torch.inference_mode():
+        for axis in range(2, low.ndim):
+            torch.testing.assert_close(built(low.flip(axis)), built(low).flip(axis), atol=1e-12, rtol=0)
+
+
+def test_upsampling_starts_without_checkerboard():
+    torch.manual_seed(0)
+    for stage in SRResNet((3, 2), **SMALL).upsampling:
+        assert isinstance(stage, UpsamplingStage)
+        fine = stage(noise(1, 8, 6, 6)).detach()
+        cells = fine.unflatten(3, (6, stage.factor[1])).unflatten(2, (6, stage.factor[0]))
+        assert float(cells.std(dim=(3, 5)).max()) < 1e-6
+        assert float(fine.std()) > 0.01
+
+
+def test_training_starts_near_the_interpolation():
+    torch.manual_seed(0)
+    low, high = coarse_and_fine((2, 2), (128, 128), 4, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        new = SRResNet((2, 2), features=16, blocks=8)(low)
+    assert psnr(new, high) > psnr(Cubic((2, 2))(low), high) - 1
+
+
+def psnr(estimate: torch.Tensor, truth: torch.Tensor) -> float:
+    return -10 * math.log10(float(((estimate - truth) ** 2).mean()))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_learns_one_pair_by_heart(norm):
+    """300 steps on one real 64 x 64 patch: above 40 dB (and far above cubic)."""
+    torch.manual_seed(0)
+    plane = real_scan()[:, 0, 12:13]
+    high = plane[..., 96:160, 96:160]
+    low = nn.functional.avg_pool2d(high, 2)
+    built = SRResNet((2, 2), features=32, blocks=3, norm=norm, head_kernel=5, tail_kernel=5)
+    optimizer = torch.optim.Adam(built.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=300)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = ((built(low) - high) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.inference_mode():
+        assert psnr(built(low), high) > 40
+        assert psnr(Cubic((2, 2))(low), high) < 38
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_half_precision_keeps_gray_levels_and_levels(half, how):
+    built = copy.deepcopy(network("srresnet-2", 12))
+    precise = copy.deepcopy(built)
+    if how == "weights":
+        built = built.to(half)
+
+    def run(low):
+        with torch.autocast("cpu", dtype=half, enabled=how == "autocast"):
+            return built(low)
+
+    wrapped = as_method((2, 2), run)
+    laws.gray_levels_survive(wrapped)
+    laws.flat_stays_flat(wrapped, (9, 9), levels=(0.7, 40.3), tolerance=1e-5)
+    low = mammogram()[..., :64, :64] + 10
+    with torch.inference_mode():
+        assert run(low).dtype == torch.float32
+        assert float((run(low) - precise(low)).abs().max()) < 5e-3
+
+
+def test_last_layer_and_sum_are_float32_under_autocast():
+    built = network("srresnet-2", 0)
+    seen = {}
+    handles = [
+        built.body[0].first[0].register_forward_hook(lambda _m, _i, out: seen.update(body=out.dtype)),
+        built.upsampling[0].conv.register_forward_hook(lambda _m, _i, out: seen.update(up=out.dtype)),
+    ]
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert built(noise(1, 1, 8, 8)).dtype == torch.float32
+        detail = built._detail(noise(1, 1, 8, 8))
+    for handle in handles:
+        handle.remove()
+    assert seen == {"body": torch.bfloat16, "up": torch.bfloat16}
+    assert float((detail.bfloat16() == detail).float().mean()) < 0.1, "the last layer was computed in half precision"
+
+
+def test_published_network_has_neither_skip_nor_blindness():
+    torch.manual_seed(0)
+    built = SRResNet((2, 2), **SMALL, norm="batch", residual=False).eval()
+    low = noise(1, 1, 12, 12)
+    with torch.inference_mode():
+        assert float((built(low + 1) - built(low) - 1).abs().max()) > 0.1
+    bias_free = SRResNet((2, 2), **SMALL, residual=False)
+    with torch.inference_mode():
+        torch.testing.assert_close(bias_free(3 * low), 3 * bias_free(low), atol=1e-5, rtol=0)
+
+
+def test_batch_norm_is_refused_in_training_mode():
+    built = SRResNet((2, 2), **SMALL, norm="batch")
+    with pytest.raises(ValueError, match=r"expected eval mode.*network\.eval\(\)"):
+        built.adapt(None)
+    assert built.eval().adapt(None) is built
+    assert SRResNet((2, 2), **SMALL).train().adapt(None)
+
+
+@pytest.mark.parametrize("name", ["srresnet-4", "batch-1-2-2"])
+def test_weights_travel_as_plain_tensors(name):
+    built = network(name, 12)
+    state = built.state_dict()
+    assert all(type(value) is torch.Tensor for value in state.values())
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = SRResNet(**{**SMALL, **NETWORKS[name]}).eval()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    low = noise(1, 1, *(9,) * len(built.factor))
+    with torch.inference_mode():
+        assert torch.equal(other(low), built(low))
+
+
+@pytest.mark.parametrize("name", ["srresnet-4", "srresnet-1-2-2", "batch-2"])
+def test_compiles_whole_and_exports(name):
+    built = network(name, 0)
+    low = noise(2, 1, *(15,) * len(built.factor))
+    with torch.inference_mode():
+        expected = built(low)
+    graph = torch.compile(built, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(low), expected, atol=1e-6, rtol=0)
+    torch.compiler.reset()
+    free = {0: torch.export.Dim.DYNAMIC} | dict.fromkeys(range(2, low.ndim), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(built, (low,), dynamic_shapes=(free,)).module()
+    other = noise(3, 1, *(19,) * len(built.factor))
+    with torch.no_grad():
+        torch.testing.assert_close(exported(other), built(other), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"factor": (2,)}, "two or three entries"),
+        ({"factor": (1, 1)}, "one above 1"),
+        ({"factor": (2, 0)}, "whole numbers"),
+        ({"factor": (2, 2), "norm": "instance"}, "'none' or 'batch', found 'instance'"),
+        ({"factor": (2, 2), "tail_kernel": 4}, "odd kernel widths"),
+        ({"factor": (2, 2), "head_kernel": 1}, "at least 3"),
+        ({"factor": (2, 2), "blocks": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(arguments, problem):
+    with pytest.raises(ValueError, match=problem):
+        SRResNet(**arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_keeps_levels_and_gray_levels():
+    """TF32 is on for convolutions by default; neither the levels nor the last layer may feel it."""
+    built = copy.deepcopy(network("srresnet-2", 12)).cuda()
+    wrapped = as_method((2, 2), lambda low: built(low.cuda()).cpu())
+    before = torch.backends.cudnn.conv.fp32_precision
+    laws.gray_levels_survive(wrapped)
+    laws.flat_stays_flat(wrapped, (9, 9), levels=(0.7, 40.3), tolerance=1e-5)
+    laws.commutes_with_line(wrapped, noise(1, 1, 20, 20), 1.0, 40.0)
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+# ---------------------------------------------------------------- shuffle
+
+
+def test_pixel_shuffle():
+    features = noise(2, 12, 3, 4)
+    assert torch.equal(pixel_shuffle(features, (2, 2)), nn.PixelShuffle(2)(features))
+    features = noise(2, 5 * 2 * 3, 2, 3, 4)
+    fine = pixel_shuffle(features, (2, 1, 3))
+    assert fine.shape == (2, 5, 4, 3, 12)
+    assert torch.equal(fine[:, 3, 1::2, :, 2::3], features[:, 3 * 6 + 1 * 3 + 2])
+
+
+@pytest.mark.parametrize(
+    ("factor", "stages"),
+    [
+        ((4, 4), ((2, 2), (2, 2))),
+        ((1, 2, 2), ((1, 2, 2),)),
+        ((4, 1, 1), ((2, 1, 1), (2, 1, 1))),
+        ((3, 3), ((3, 3),)),
+        ((2, 4), ((2, 2), (1, 2))),
+        ((6, 2), ((2, 2), (3, 1))),
+    ],
+)
+def test_prime_stages(factor, stages):
+    assert prime_stages(factor) == stages
