@@ -49,7 +49,19 @@ if TYPE_CHECKING:
         SRResNet,
         interpolate,
     )
-    from medsr.metrics import consistency_db, foreground_mask, frc_um, nrmse, psnr_db, ssim
+    from medsr.metrics import (
+        Resolution,
+        RingCurve,
+        agreement,
+        consistency_db,
+        foreground_mask,
+        frc_curve,
+        frc_resolution,
+        frc_um,
+        nrmse,
+        psnr_db,
+        ssim,
+    )
     from medsr.plan import MemoryTooSmallError
     from medsr.recipe import (
         ContentLoss,
@@ -62,7 +74,7 @@ if TYPE_CHECKING:
         TrainingRecipe,
     )
     from medsr.scan import Axis, Factor, Grid, Intensity, LazyArray, Region, Scan, ScanError
-    from medsr.training.train import TrainingError, train
+    from medsr.training import TrainingError, train
     from medsr.transforms import LoadScand, RandDegraded, RandPatchd, ScanReader
     from medsr.upscaler import Upscaler
     from medsr.upscaling import upscale, upscaled_blocks
@@ -104,6 +116,8 @@ __all__ = [
     "RandPatchd",
     "Recipe",
     "Region",
+    "Resolution",
+    "RingCurve",
     "SRResNet",
     "Scan",
     "ScanError",
@@ -119,6 +133,7 @@ __all__ = [
     "TrainingRecipe",
     "Upscaler",
     "__version__",
+    "agreement",
     "apply_overrides",
     "build_network",
     "check_scan",
@@ -129,6 +144,8 @@ __all__ = [
     "evaluate",
     "find_scans",
     "foreground_mask",
+    "frc_curve",
+    "frc_resolution",
     "frc_um",
     "interpolate",
     "load_checkpoint",
@@ -189,7 +206,19 @@ _ROOMS = {
         "SrganDiscriminator",
         "interpolate",
     ),
-    "metrics": ("consistency_db", "foreground_mask", "frc_um", "nrmse", "psnr_db", "ssim"),
+    "metrics": (
+        "Resolution",
+        "RingCurve",
+        "agreement",
+        "consistency_db",
+        "foreground_mask",
+        "frc_curve",
+        "frc_resolution",
+        "frc_um",
+        "nrmse",
+        "psnr_db",
+        "ssim",
+    ),
     "plan": ("MemoryTooSmallError",),
     "recipe": (
         "ContentLoss",
@@ -202,7 +231,7 @@ _ROOMS = {
         "TrainingRecipe",
     ),
     "scan": ("Axis", "Factor", "Grid", "Intensity", "LazyArray", "Region", "Scan", "ScanError"),
-    "training.train": ("TrainingError", "train"),
+    "training": ("TrainingError", "train"),
     "transforms": ("LoadScand", "RandDegraded", "RandPatchd", "ScanReader"),
     "upscaler": ("Upscaler",),
     "upscaling": ("upscale", "upscaled_blocks"),

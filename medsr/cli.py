@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import medsr
-from medsr.screen import facts, lines, live, print_facts, print_scores, print_table
+from medsr.screen import Spoken, facts, lines, live, print_facts, print_scores, print_table
 
 if TYPE_CHECKING:
     from medsr import Factor, Scan, Upscaler
@@ -79,6 +79,7 @@ FactorOption = Annotated[
     str | None, typer.Option("--factor", metavar="2,2", help="How much finer each axis gets, slowest first.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda or cuda:1.")]
+Series = Annotated[str | None, typer.Option("--series", help="Which series of a file that holds several.")]
 Memory = Annotated[
     str | None, typer.Option("--memory", metavar="1.5GB", help="Most memory to use; half of the machine's if not said.")
 ]
@@ -94,7 +95,7 @@ def inspect(
     ctx: typer.Context,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A scan, or a folder of scans.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a scan; a list for a folder.")] = False,
-    series: Annotated[str | None, typer.Option("--series", help="Which series of a file that holds several.")] = None,
+    series: Series = None,
     debug: Debug = False,
 ) -> None:
     """Say what a scan is: reader, shape, axes, spacing, type, intensity line, warnings."""
@@ -106,7 +107,7 @@ def inspect(
         one = path.is_file() or [source.path for source in found] == [path]  # type: ignore[union-attr]
         known = []
         for source in found:
-            known.append(facts(source, series, debug=debug or ctx.obj))
+            known.append(facts(source, _series(series), debug=debug or ctx.obj))
             if not as_json:
                 print_facts(known[-1])
         if as_json:
@@ -191,6 +192,7 @@ def evaluate(
     factor: FactorOption = None,
     memory: Memory = None,
     device: Device = "auto",
+    series: Series = None,
     debug: Debug = False,
 ) -> None:
     """Degrade scans, upscale them again and measure: DIR/scores.csv and a picture a scan, cubic beside the method."""
@@ -198,11 +200,22 @@ def evaluate(
         _need_paths(paths)
         budget = _bytes(memory)
         upscaler, _ = _upscaler(checkpoint, method, factor)
-        with live() as (note, _tick):
-            report = medsr.evaluate(paths, upscaler, out=out, memory=budget, device=device, note=note)
-        print_scores(report)
-        typer.echo(f"scores: {out / 'scores.csv'}")
-        raise typer.Exit(FAILED if report.failed else 0)
+        expected = upscaler.recipe.degradation if isinstance(upscaler, medsr.TrainedUpscaler) else None
+        with live() as (note, tick):
+            report = medsr.evaluate(
+                paths,
+                upscaler,
+                out=out,
+                degradation=expected,
+                series=_series(series),
+                memory=budget,
+                device=device,
+                note=note,
+                tick=tick,
+            )
+        print_scores(report.rows)
+        typer.echo(f"scores: {out / 'scores.csv'}; a picture of each scan beside it")
+        raise typer.Exit(report.exit_code)
 
 
 @config_app.command()
@@ -216,9 +229,12 @@ def schema(ctx: typer.Context, debug: Debug = False) -> None:
 def _manners(debug: bool) -> Iterator[None]:
     """A user's mistake becomes its lines on stderr and an exit code; a traceback only with --debug."""
     try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped by Ctrl-C; what is complete is kept", err=True)
+        with Spoken() as spoken:
+            yield
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "stopped by Ctrl-C; what is complete is kept"
+        if said != spoken.last:
+            typer.echo(said, err=True)
         raise typer.Exit(STOPPED) from None
     except BrokenPipeError:
         raise
@@ -286,6 +302,11 @@ def _factor(text: str) -> Factor:
             f"found {text!r}"
         )
     return entries
+
+
+def _series(text: str | None) -> str | int | None:
+    """A series by its name, or by its number."""
+    return int(text) if text is not None and text.isdigit() else text
 
 
 def _bytes(text: str | None) -> int | None:

@@ -124,7 +124,8 @@ def evaluate(
 
     A scan is cut to whole coarse samples, degraded in unit intensity, rounded to its stored type as a measurement
     would be, and upscaled by the code that `upscale` runs. Errors are taken over the whole frame and over the
-    foreground (tissue or signal) alone, because a dark background flatters every method. The range of PSNR, SSIM and
+    foreground alone (tissue or signal; all there is where the file itself marks its background by NaN), because a dark
+    background flatters every method. The range of PSNR, SSIM and
     NRMSE is the distance of black and white of the scan's intensity line. Errors cover the whole stack; SSIM is
     averaged over planes, or has windows in 3D where the factor refines z; ring correlation runs along the refined axes.
 
@@ -340,7 +341,7 @@ def _draw(
         notes[row["method"]] = f"{row['psnr_db']:.2f} dB{similarity}"
     intensity, grid = trial.scan.intensity, trial.scan.grid
     black, white = gray_window(truth)
-    title = f"{source.name}: {describe(tallies[-1].upscaler)}, {by(trial.factor[-trial.axes :])} finer"
+    title = f"{source.name}: {tallies[-1].name}, {by(trial.factor[-trial.axes :])} finer"
     if trial.section:
         title += ", section along z and x"
     elif len(trial.shape) > 2:

@@ -180,7 +180,8 @@ def foreground_threshold(values: Array) -> float:
     """The value that parts background from tissue or signal: Otsu's threshold of the square roots of `values`.
 
     The root makes room for dim tissue beside bright spots, and counts of photons equally noisy. Values (any shape,
-    bright is foreground, best smoothed) are clipped to their 0.1 to 99.9 percentiles. A constant gives that constant.
+    bright is foreground, best smoothed) are clipped to their 0.1 to 99.9 percentiles. A constant gives minus
+    infinity: it has no background.
 
     Raises:
         ValueError: no value is finite.
@@ -194,8 +195,8 @@ def foreground_threshold(values: Array) -> float:
     if not finite.size:
         raise ValueError("foreground: expected at least one finite value, found none (all NaN or infinite)")
     low, high = np.percentile(finite, (0.1, 99.9))
-    if low == high:
-        return float(low)
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return -math.inf
     roots = np.sqrt(np.clip((finite - low) / (high - low), 0, 1))
     return float(low + (high - low) * threshold_otsu(roots, nbins=512) ** 2)
 

@@ -28,6 +28,7 @@ INK, FAINT, PAPER = (24, 24, 27), (96, 96, 104), (255, 255, 255)
 PANEL = 512
 """Wanted width of a panel in pixels; a small plane is enlarged by a whole number, a large one averaged down to it."""
 TALLEST = 800
+SEARCHED = 2048
 SCAN_WIDTH = 1600
 MARGIN, GAP, FRAME = 28, 14, 3
 
@@ -277,17 +278,21 @@ def _detailed_region(plane: Array, size: tuple[int, int], factor: tuple[int, int
 
     Gradients above their 90th percentile count as that, so that texture wins over the one edge of a label.
     """
-    height, width = (min(n, max(f, n_part // f * f)) for n, n_part, f in zip(plane.shape, size, factor, strict=True))
-    known = np.isfinite(plane)
-    filled = np.where(known, plane, np.median(plane[known]) if known.any() else 0.0)
+    height, width = (min(n, max(f, part // f * f)) for n, part, f in zip(plane.shape, size, factor, strict=True))
+    # A large plane is searched on a reduced copy; places are whole coarse samples of the plane.
+    share = -(-max(plane.shape) // SEARCHED)
+    small = _resampled(plane, tuple(max(1, n // share) for n in plane.shape)) if share > 1 else plane
+    rows, columns = (max(1, n // share) for n in (height, width))
+    known = np.isfinite(small)
+    filled = np.where(known, small, np.median(small[known]) if known.any() else 0.0)
     slope = ndimage.gaussian_gradient_magnitude(filled, 1.0)
-    limit = np.percentile(slope[:: 1 + plane.shape[0] // 2000, :: 1 + plane.shape[1] // 2000], 90)
+    limit = np.percentile(slope, 90)
     energy = np.where(known, np.minimum(slope, limit if limit > 0 else np.inf), -10 * float(slope.max()))
     sums = np.pad(energy.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    total = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
-    lattice = total[:: factor[0], :: factor[1]]
-    row, column = np.unravel_index(int(np.argmax(np.round(lattice, 6))), lattice.shape)
-    top, left = int(row) * factor[0], int(column) * factor[1]
+    total = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
+    best = np.unravel_index(int(np.argmax(np.round(total, 6))), total.shape)
+    spans = zip(best, (height, width), plane.shape, factor, strict=True)
+    top, left = (min(int(i) * share, n - part) // f * f for i, part, n, f in spans)
     return top, left, top + height, left + width
 
 

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import typer
 
 import medsr
 
-__all__ = ["facts", "lines", "live", "print_facts", "print_scores", "print_table"]
+__all__ = ["Spoken", "facts", "lines", "live", "print_facts", "print_scores", "print_table"]
+
+
+class Spoken(logging.Handler):
+    """What medsr logs while it stands, as plain lines on stderr; `last` is the line said last."""
+
+    last = ""
+
+    def __enter__(self) -> Self:
+        logger = logging.getLogger("medsr")
+        self._level = logger.level
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        logger = logging.getLogger("medsr")
+        logger.removeHandler(self)
+        logger.setLevel(self._level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one record."""
+        self.last = record.getMessage()
+        typer.echo(printable(self.last), err=True)
 
 
 def lines(error: Exception) -> str:
@@ -23,12 +47,11 @@ def lines(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def facts(source: Any, series: str | None, *, debug: bool) -> dict[str, Any]:
+def facts(source: Any, series: str | int | None, *, debug: bool) -> dict[str, Any]:
     """What a scan is, as plain JSON; or its path and the reason why it cannot be read."""
     path = str(getattr(source, "path", source))
-    chosen = int(series) if series is not None and series.isdigit() else series
     try:
-        scan = medsr.read_scan(source, series=chosen)
+        scan = medsr.read_scan(source, series=series)
     except (ValueError, OSError, MemoryError) as error:
         if debug:
             traceback.print_exc()
@@ -81,14 +104,11 @@ def print_facts(facts: dict[str, Any]) -> None:
         typer.echo(printable(f"  {'warning':<10}{warning}"))
 
 
-def print_scores(report: Any) -> None:
-    """The figures of an evaluation, a row a scan and method."""
+def print_scores(rows: Iterable[Mapping[str, Any]]) -> None:
+    """The figures of an evaluation, a line a scan and method; empty where a figure does not exist."""
     names = ("psnr_db", "ssim", "nrmse", "frc_um", "consistency_db")
-    rows = [
-        (str(row["scan"]), str(row["method"]), *("" if row[n] is None else f"{row[n]:.4g}" for n in names))
-        for row in report.rows
-    ]
-    print_table(("scan", "method", *names), rows)
+    cells = [(row["scan"], row["method"], *("" if row[n] is None else f"{row[n]:.4g}" for n in names)) for row in rows]
+    print_table(("scan", "method", *names), cells)
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

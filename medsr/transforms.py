@@ -317,4 +317,4 @@ def _tensor(scan: Scan, stored: NDArray[Any]) -> MetaTensor:
     meta = _meta(scan)
     meta["original_channel_dim"] = 0
     channels = unit if unit.ndim > len(_spatial(scan)) else unit[None]
-    return MetaTensor(torch.from_numpy(channels), affine=torch.from_numpy(meta["affine"]), meta=meta)
+    return MetaTensor(torch.from_numpy(channels), meta={**meta, "affine": torch.from_numpy(meta["affine"])})

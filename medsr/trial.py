@@ -118,7 +118,8 @@ class Survey:
     """What a first look at some planes says.
 
     Attributes:
-        threshold: unit intensity above which a sample is foreground.
+        threshold: unit intensity above which a sample is foreground; minus infinity where more than a tenth is NaN, for
+            then the file has marked its background itself (a height map).
         plane: index of the plane with the most detail, along all axes but the last two.
         known: where the first plane with holes has values; without holes all True.
     """
@@ -129,11 +130,17 @@ class Survey:
 
 
 def survey_of(trial: Trial) -> Survey:
+    """Look at up to SURVEYED planes, evenly spread.
+
+    Raises:
+        ScanError: none of them holds a finite value.
+    """
     counts = trial.shape[:-2]
     total = math.prod(counts)
     values: list[Array] = []
     best: Index = ()
     detail, known = -1.0, None
+    empty, looked = 0.0, 0
     for pick in np.unique(np.linspace(0, total - 1, min(SURVEYED, total)).round().astype(int)):
         index = tuple(int(i) for i in np.unravel_index(pick, counts)) if counts else ()
         region = (*(slice(i, i + 1) for i in index), *(slice(0, n) for n in trial.shape[-2:]))
@@ -147,10 +154,13 @@ def survey_of(trial: Trial) -> Survey:
             best, detail = index, steep
         if known is None or (known.all() and not np.isfinite(unit).all()):
             known = np.isfinite(unit)
+        empty += 1 - float(np.isfinite(unit).mean())
+        looked += 1
     sample = np.concatenate(values)
     if not sample.size or known is None:
         raise ScanError("expected finite values, found none (all NaN or infinite): nothing to measure")
-    return Survey(foreground_threshold(sample), best, known)
+    marked = empty > 0.1 * looked
+    return Survey(-math.inf if marked else foreground_threshold(sample), best, known)
 
 
 def by(sizes: Sequence[int]) -> str:

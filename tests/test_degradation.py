@@ -405,6 +405,16 @@ def test_low_dose_equals_a_detector_at_that_dose():
             assert 0.98 < spectra[0][band].mean() / spectra[1][band].mean() < 1.02
 
 
+def test_low_dose_noise_does_not_wrap_around():
+    """Noise at opposite borders is independent, however wide the kernel."""
+    flat = torch.full((40, 64, 64), 1000.0, dtype=torch.float64)
+    noise = simulate_low_dose(flat, generator(), dose=0.5, gain=1.0, kernel=np.ones((5, 5))).numpy() - 500
+    near = np.corrcoef(noise[:, 0].ravel(), noise[:, 1].ravel())[0, 1]
+    far = np.corrcoef(noise[:, 0].ravel(), noise[:, -1].ravel())[0, 1]
+    assert near == pytest.approx(0.8, abs=0.06)
+    assert abs(far) < 0.08
+
+
 def test_low_dose_edges():
     image = torch.full((2, 40, 48), 500.0)
     assert torch.equal(simulate_low_dose(image, generator(), dose=1.0, gain=0.4, read_noise=3.0), image)

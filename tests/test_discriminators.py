@@ -35,6 +35,7 @@ def test_discriminators_judge_any_patch(patch, norm):
         assert logits.ndim == (2 if isinstance(judge, SrganDiscriminator) else len(patch) + 2)
         features = judge.features(images)
         assert len(features) == (8 if isinstance(judge, SrganDiscriminator) else 4)
+        assert min(float(f.detach().min()) for f in features) < 0, "a leaky rectifier lets some of the negative through"
         (gradient,) = torch.autograd.grad(logits.sum() + sum(f.square().sum() for f in features), images)
         assert float(gradient.abs().max()) > 0
 

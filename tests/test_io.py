@@ -217,8 +217,8 @@ def test_folders_that_fail_to_list_stop_nothing(tmp_path, nuclei, monkeypatch, c
 
 def test_plain_numbers_are_separate_scans_and_words_for_planes_a_stack(tmp_path, nuclei):
     for i in range(4):
-        for name in (f"plain/img_{i}.tif", f"words/cellA_z{i:02d}.tif", f"words/cellB_z{i:02d}.tif", f"s7/slice_{i}.tif",
-                     f"gap/z{2 * i}.tif", f"fuzz/{i}.tif"):  # fmt: skip
+        words = (f"words/cellA_z{i:02d}.tif", f"words/cellB_z{i:02d}.tif", f"s7/slice_{i}.tif")
+        for name in (f"plain/img_{i}.tif", *words, f"gap/z{2 * i}.tif", f"fuzz/{i}.tif"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             tifffile.imwrite(tmp_path / name, nuclei[i])
     assert names(tmp_path / "plain") == ["img_0", "img_1", "img_2", "img_3"]

@@ -88,14 +88,14 @@ def psnr(estimate: torch.Tensor, truth: torch.Tensor) -> float:
     return -10 * math.log10(float(((estimate - truth) ** 2).mean()))
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_learns_one_pair_by_heart(norm):
+@pytest.mark.parametrize(("norm", "blocks", "width"), [("none", 2, 3), ("batch", 3, 5)])
+def test_learns_one_pair_by_heart(norm, blocks, width):
     """300 steps on one real 64 x 64 patch: above 40 dB (and far above cubic)."""
     torch.manual_seed(0)
     plane = real_scan()[:, 0, 12:13]
     high = plane[..., 96:160, 96:160]
     low = nn.functional.avg_pool2d(high, 2)
-    built = SRResNet((2, 2), features=32, blocks=3, norm=norm, head_kernel=5, tail_kernel=5)
+    built = SRResNet((2, 2), features=32, blocks=blocks, norm=norm, head_kernel=width, tail_kernel=width)
     optimizer = torch.optim.Adam(built.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=300)
     for _ in range(300):
@@ -105,8 +105,8 @@ def test_learns_one_pair_by_heart(norm):
         optimizer.step()
         schedule.step()
     with torch.inference_mode():
-        assert psnr(built(low), high) > 40
-        assert psnr(Cubic((2, 2))(low), high) < 38
+        assert psnr(built.eval()(low), high) > 40
+        assert psnr(Cubic((2, 2))(low), high) < 32
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
@@ -135,7 +135,7 @@ def test_last_layer_and_sum_are_float32_under_autocast():
     seen = {}
     handles = [
         built.body[0].first[0].register_forward_hook(lambda _m, _i, out: seen.update(body=out.dtype)),
-        built.upsampling[0].conv.register_forward_hook(lambda _m, _i, out: seen.update(up=out.dtype)),
+        built.upsampling[0].register_forward_hook(lambda _m, _i, out: seen.update(up=out.dtype)),
     ]
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert built(noise(1, 1, 8, 8)).dtype == torch.float32

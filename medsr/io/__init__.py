@@ -40,7 +40,7 @@ def read_scan(path: str | Path | Source, *, series: str | int | None = None) -> 
 
 def _one_source(path: Path) -> Source:
     if not path.is_dir() or omezarr_reader.accepts(path):
-        return Source(path, (path,), scan_name(path)) if path.exists() else find_scans(path)[0]
+        return Source(path, (path,), scan_name(path)) if path.is_file() else find_scans(path)[0]
     sources = find_scans(path)
     if len(sources) == 1:
         return sources[0]
@@ -58,6 +58,8 @@ def _one_source(path: Path) -> Source:
 
 def _reader(source: Source) -> Reader:
     probe = source.path if omezarr_reader.accepts(source.path) else source.files[0]
+    if not probe.is_file() and not probe.is_dir():
+        raise ScanError(f"{probe}: expected a file, found none (a pipe, a device or a link to nothing); check the name")
     if probe.is_file() and probe.stat().st_size == 0:
         raise ScanError(
             f"{probe}: expected an image, found an empty file (0 bytes); copy it again from where it was made"

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +262,8 @@ def _check_stream(frame: Frame, data: bytes) -> StreamFacts | None:
             f"{frame.path}: expected {layout.rows} x {layout.columns} samples ({plane_bytes} bytes) as its header "
             f"says, found {len(data)} compressed bytes, too few for them; the file is damaged, get a whole copy"
         )
+    if layout.syntax == RLE:
+        _check_rle(frame, data)
     if layout.syntax not in CODECS or layout.syntax == RLE:
         return None
     if b"\xff\xd9" not in data.rstrip(b"\0")[-16:]:
@@ -268,6 +272,17 @@ def _check_stream(frame: Frame, data: bytes) -> StreamFacts | None:
             "the frame is truncated, get a whole copy"
         )
     return stream_facts(frame, data)
+
+
+def _check_rle(frame: Frame, data: bytes) -> None:
+    """Refuse segments that lie outside the frame, which some decoders would read from other memory (PS3.5 G.5)."""
+    count, *starts = struct.unpack_from("<16I", data.ljust(64, b"\0"))
+    starts = [*starts[:count], len(data)]
+    if count != frame.layout.allocated // 8 or starts[0] != 64 or any(a >= b for a, b in pairwise(starts)):
+        raise ScanError(
+            f"{frame.path}: expected an RLE frame of {frame.layout.allocated // 8} segments, found a header that says "
+            f"{count} of them or places them outside the frame; the file is damaged, get a whole copy"
+        )
 
 
 def _significant(layout: Layout, facts: StreamFacts | None) -> int:

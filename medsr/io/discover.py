@@ -56,11 +56,12 @@ def find_scans(path: str | Path) -> list[Source]:
         except OSError as error:
             raise ScanError(f"{path}: cannot be listed ({error.strerror}); check the rights of the folder") from error
         return _unique(_in_folder(path), path)
-    if not path.exists():
+    if not path.is_file():
+        if path.exists() or path.is_symlink():
+            return [Source(path, (path,), scan_name(path))]
         raise ScanError(f"{path}: expected a file or folder, found nothing of this name; {_nearest(path)}")
-    return [replace(s, path=path, name=scan_name(path)) for s in _dicom([path])] if dicom.accepts(path) else [
-        Source(path, (path,), scan_name(path))
-    ]  # fmt: skip
+    series = _dicom([path]) if dicom.accepts(path) else []
+    return [Source(path, (path,), scan_name(path), *(s.subject for s in series[:1]))]
 
 
 def scan_name(path: Path) -> str:

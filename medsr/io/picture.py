@@ -115,7 +115,8 @@ def _read_png(path: Path) -> Scan:
 
 
 def _png_chunks(path: Path) -> list[tuple[bytes, bytes]]:
-    """Chunks of a PNG up to and with IEND; the content of long ones is left out."""
+    """Whole chunks of a PNG up to and with IEND; the content of long ones is left out."""
+    size = path.stat().st_size
     chunks = []
     with path.open("rb") as file:
         file.seek(8)
@@ -123,6 +124,8 @@ def _png_chunks(path: Path) -> list[tuple[bytes, bytes]]:
             length, name = struct.unpack(">I4s", head)
             body = file.read(length) if length <= 1024 else file.read(0)
             file.seek(length - len(body) + 4, 1)
+            if file.tell() > size:
+                break
             chunks.append((name, body))
             if name == b"IEND":
                 break

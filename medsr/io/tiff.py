@@ -18,7 +18,7 @@ from medsr.io.lazy import Arranged, BlockArray
 from medsr.io.samples import measured_intensity, refuse_type, unknown_spacing
 from medsr.io.source import Source, natural_key
 from medsr.io.tiff_metadata import Header, arrange, read_header
-from medsr.io.tiff_pages import listening, page_array, walk_pages
+from medsr.io.tiff_pages import MAGIC, listening, page_array, walk_pages
 from medsr.scan import Axis, Grid, Intensity, LazyArray, Scan, ScanError, sample_values
 
 __all__ = ["accepts", "group", "numbered_planes", "plane_sets", "read"]
@@ -26,7 +26,6 @@ __all__ = ["accepts", "group", "numbered_planes", "plane_sets", "read"]
 _log = logging.getLogger(__name__)
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk")
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GRAY = {None, 0, 1, 32845, 34892, 51177}  # white or black is zero, linear raw, depth map; LogL apart
 PLANE_NAME = re.compile(r"((?:|.*[^a-z])(?:z|slice|plane|section|sec|layer)[ _\-=.]*)(\d+)(\D*)", re.IGNORECASE)
 GRAY_CURE = "save one channel as gray (Fiji: Image > Type > 16-bit or 8-bit; or split the channels)"
@@ -92,7 +91,7 @@ def _scan(
 ) -> Scan:
     axes = cast("tuple[Axis, ...]", tuple(names))
     grid = Grid(axes, tuple(header.spacing_um.get(axis) for axis in axes))
-    header.warnings += unknown_spacing(names, header.spacing_um)
+    header.warnings += unknown_spacing("".join(a for a in names if a not in header.explained), header.spacing_um)
     intensity = _intensity(path, data, header, nodata)
     if white_is_zero:
         intensity = replace(intensity, black=intensity.white, white=intensity.black)

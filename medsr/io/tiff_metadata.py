@@ -26,6 +26,7 @@ class Header:
         slope, intercept, units: quantity = slope * stored + intercept, in units.
         window: stored values proposed for display.
         warnings: what a user should know.
+        explained: axes of unknown spacing that a warning speaks of.
     """
 
     spacing_um: dict[str, float] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Header:
     units: str = ""
     window: tuple[float, float] | None = None
     warnings: list[str] = field(default_factory=list)
+    explained: set[str] = field(default_factory=set)
 
     def set_spacing(self, axis: str, value: object, unit: str | None) -> None:
         """Keep a spacing the file states; warn where it states one that cannot be."""
@@ -43,6 +45,7 @@ class Header:
             self.spacing_um[axis] = spacing
         elif micrometers(unit) is not None:
             self.warnings.append(f"spacing along {axis}: {value!r} {unit} in the file is not plausible; unknown")
+            self.explained.add(axis)
 
 
 def read_header(tif: Any, series: Any) -> Header:
@@ -65,16 +68,18 @@ def read_header(tif: Any, series: Any) -> Header:
 
 def _read_tags(page: Any, header: Header) -> None:
     unit_um = _TAG_UNITS_UM.get(int(page.resolutionunit))
-    for axis, samples in zip("xy", page.resolution, strict=True):
-        spacing = print_spacing_um(float(samples), unit_um)
-        if spacing is not None:
-            header.spacing_um[axis] = spacing
-        elif unit_um is not None and 282 in page.tags:
-            named = "inch" if unit_um > 20_000 else "cm"
-            header.warnings.append(
-                f"spacing along {axis}: {float(samples):g} samples an {named} in the file is a placeholder of its "
-                "writer or not plausible; unknown"
-            )
+    samples = dict(zip("xy", map(float, page.resolution), strict=True))
+    found = {axis: print_spacing_um(samples[axis], unit_um) for axis in "yx"}
+    header.spacing_um |= {axis: spacing for axis, spacing in found.items() if spacing is not None}
+    unknown = [axis for axis, spacing in found.items() if spacing is None]
+    if unknown and unit_um is not None and 282 in page.tags:
+        values = " and ".join(f"{samples[axis]:g}" for axis in unknown)
+        per = "inch" if unit_um > 20_000 else "cm"
+        header.warnings.append(
+            f"spacing along {' and '.join(unknown)}: {values} samples per {per} in the file "
+            "are a placeholder of its writer or not plausible; unknown"
+        )
+        header.explained |= set(unknown)
 
 
 def _read_imagej(meta: Mapping[str, Any], page: Any, series: Any, header: Header) -> None:
@@ -85,6 +90,7 @@ def _read_imagej(meta: Mapping[str, Any], page: Any, series: Any, header: Header
         header.warnings.append(
             f"spacing along y and x: exactly 1 {units['x']} in the file is a placeholder of its writer; unknown"
         )
+        header.explained |= {"y", "x"}
     if units["x"] is None and not uncalibrated:
         _read_tags(page, header)
     for axis in "yx":

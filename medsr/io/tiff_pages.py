@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from medsr.io.lazy import BlockArray, MappedArray
 from medsr.scan import LazyArray, ScanError
 
-__all__ = ["PageBlocks", "Plane", "listening", "page_array", "walk_pages"]
+__all__ = ["MAGIC", "PageBlocks", "Plane", "listening", "page_array", "walk_pages"]
 
 Array = NDArray[Any]
 Index = tuple[int, ...]
 Storage = tuple[tuple[int, object], ...]
 
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COPY_AGAIN = "copy it again from where it was made"
 VALUE_BYTES = {2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 STORAGE_TAGS = frozenset({256, 257, 258, 259, 262, 266, 277, 284, 317, 322, 323, 339})
@@ -45,6 +46,8 @@ def walk_pages(path: Path) -> dict[int, Storage]:
         big = len(head) >= 4 and struct.unpack(order + "H", head[2:4])[0] == 43
         count_format, entry_size, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
         count_size, next_size = struct.calcsize(count_format), struct.calcsize(next_format)
+        if len(head) >= 8 and head[:4] not in MAGIC:
+            raise ScanError(f"{path}: expected a TIFF file, found other content; give the file its right ending")
         if len(head) < (16 if big else 8):
             raise ScanError(f"{path}: expected a TIFF file, found {size} bytes; {COPY_AGAIN}")
         offset = struct.unpack(order + next_format, head[8:16] if big else head[4:8])[0]

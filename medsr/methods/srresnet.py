@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, Self
@@ -163,13 +164,13 @@ class SRResNet(nn.Module):
             kernel = self.head.weight.to(low.dtype)
             if self.residual:
                 kernel = kernel - kernel.mean(dim=tuple(range(2, kernel.ndim)), keepdim=True)
-            features = _convolve(low, kernel, self.head.bias)
+            features = _convolve(low, kernel, _as(low, self.head.bias))
             features = functional.prelu(features, self.head_activation.weight.to(low.dtype))
         features = features.to(self.tail.weight.dtype)
         features = features + self.mid(self.body(features))
         features = self.upsampling(features)
         with _float32_only(low.device):
-            return _convolve(features.to(low.dtype), self.tail.weight.to(low.dtype), self.tail.bias)
+            return _convolve(features.to(low.dtype), self.tail.weight.to(low.dtype), _as(low, self.tail.bias))
 
     def _flat_answer(self, low: Tensor) -> Tensor:
         """Detail of a flat field of the size of `low`: (1, channels, *size * factor).
@@ -207,13 +208,14 @@ class UpsamplingStage(nn.Module):
     def __init__(self, factor: Factor, features: int, *, bias: bool) -> None:
         super().__init__()
         self.factor = factor
-        wide = features * int(torch.Size(factor).numel())
+        wide = features * math.prod(factor)
         self.conv = _conv(len(factor), features, wide, 3, bias=bias)
         self.activation = nn.PReLU()
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, features, *size) to (n, features, *size * factor)."""
-        fine: Tensor = self.activation(pixel_shuffle(self.conv(features), self.factor))
+        wide = _convolve(features, self.conv.weight, self.conv.bias)
+        fine: Tensor = self.activation(pixel_shuffle(wide, self.factor))
         return fine
 
 
@@ -261,10 +263,26 @@ def _normed(dims: int, features: int, norm: Norm) -> nn.Sequential:
 
 def _convolve(low: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Convolution with repeated edges, same size."""
-    around = [width // 2 for width in reversed(kernel.shape[2:]) for _ in range(2)]
-    padded = functional.pad(low, around, mode="replicate")
-    bias = None if bias is None else bias.to(low.dtype)
+    padded = _with_edges(low, [width // 2 for width in kernel.shape[2:]])
     return functional.conv2d(padded, kernel, bias) if kernel.ndim == 4 else functional.conv3d(padded, kernel, bias)
+
+
+def _as(low: Tensor, bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.to(low.dtype)
+
+
+def _with_edges(low: Tensor, radii: list[int]) -> Tensor:
+    """The first and last sample of each axis repeated `radii` times."""
+    if not torch.compiler.is_compiling():
+        return functional.pad(low, [r for r in reversed(radii) for _ in range(2)], mode="replicate")
+    # the compiler of torch 2.13 fails where a replicating pad follows a pixel shuffle; joined slices it takes
+    for axis, radius in enumerate(radii, start=2):
+        if radius:
+            shape = list(low.shape)
+            shape[axis] = radius
+            first, last = low.narrow(axis, 0, 1), low.narrow(axis, low.shape[axis] - 1, 1)
+            low = torch.cat([first.expand(shape), low, last.expand(shape)], axis)
+    return low
 
 
 def _kaiming_(weight: Tensor, slope: float = 0.25) -> Tensor:

@@ -30,7 +30,7 @@ def learner(optimizer: torch.optim.Optimizer, backward: Callable[[Tensor], None]
         total = torch.zeros(())
         for loss in losses:
             if not torch.isfinite(loss):
-                raise NotFiniteError(f"{float(loss)}")
+                raise NotFiniteError(f"{float(loss.detach())}")
             backward(loss)
             total = total + loss.detach().cpu()
         optimizer.step()
