@@ -83,8 +83,12 @@ class _Setting:
     tick: Callable[[str, int, int], None] | None
 
 
-def find_all(paths: Path | str | Sequence[Path | str]) -> list[Source]:
+def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = None) -> list[Source]:
     """The scans of several files and folders, names made unique.
+
+    Args:
+        paths: files and folders.
+        out: results found here by searching a folder above it are no input.
 
     Raises:
         ScanError: a path does not exist, or none of them holds a scan.
@@ -94,6 +98,8 @@ def find_all(paths: Path | str | Sequence[Path | str]) -> list[Source]:
     taken: set[str] = set()
     for path in given:
         for source in find_scans(path):
+            if out is not None and _inside(source.path, out) and not _inside(Path(path), out):
+                continue
             name, count = source.name, 2
             while name in taken:
                 name, count = f"{source.name}_{count}", count + 1
@@ -105,6 +111,10 @@ def find_all(paths: Path | str | Sequence[Path | str]) -> list[Source]:
             "check the folder, or ask medsr inspect FILE why a file is not read"
         )
     return found
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def upscale_folder(
@@ -150,8 +160,8 @@ def upscale_folder(
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, found {workers}")
     torch_device(device)
-    sources = find_all(paths)
     out = Path(out)
+    sources = find_all(paths, out=out)
     rows: list[BatchRow] = []
     if not dry_run:
         out.mkdir(parents=True, exist_ok=True)

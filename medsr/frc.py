@@ -60,7 +60,8 @@ class Resolution:
 class FourierRings:
     """Sums of a Fourier ring correlation; the planes of a stack and the blocks of a large plane add up.
 
-    Each block loses its mean and is tapered by a Hann window. A block that holds NaN is passed over, because a hole
+    Each block loses its mean and is tapered by a Hann window, which blurs frequencies by one to two rings: a signal
+    that ends abruptly at ring r comes out finer by up to 2 / r. A block that holds NaN is passed over, because a hole
     that both arrays share would itself correlate.
 
     Args:

@@ -182,7 +182,7 @@ class Recipe(Part):
                 f"data.patch: expected {len(factor)} sizes, each a multiple of the factor {list(factor)} and at least "
                 f"4 times it; found {list(patch)}"
             )
-        if self.training.adversarial_steps and self.method.kind != "srgan":
+        if self.training.adversarial_steps and not isinstance(self.method, SrganRecipe):
             raise ValueError("training.adversarial_steps: expected 0 with method srresnet; use kind: srgan")
         if self.training.pixel_steps + self.training.adversarial_steps == 0:
             raise ValueError("training: expected pixel_steps or adversarial_steps above 0, found both 0")

@@ -266,7 +266,7 @@ def _cropped(patch: Any, margin: tuple[int, ...]) -> Any:
 def _meta_spacing(patch: Any, axes: int) -> tuple[float | None, ...] | None:
     """Fine spacing of the last axes in the metadata of a patch; None where there is none."""
     meta = patch.meta if isinstance(patch, MetaTensor) else {}
-    spacing = meta["spacing_um"] if "spacing_um" in meta else None
+    spacing = meta.get("spacing_um")
     if spacing is None or isinstance(spacing, str):  # MONAI writes "none" for None
         return None
     return tuple(None if s is None else float(s) for s in spacing)[-axes:]

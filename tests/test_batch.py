@@ -228,6 +228,14 @@ def test_two_workers_write_what_one_writes(scans: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "2").glob("*.part"))
 
 
+def test_results_inside_the_input_folder_are_no_input(scans: Path) -> None:
+    out = scans / "out"
+    upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=out)
+    again = upscale_folder(scans, Cubic((2, 2)), out=out, dry_run=True)
+    assert "plane.ome.zarr" not in {Path(row.scan).name for row in again.rows}
+    assert sorted(row.scan for row in again.rows) == ["broken", "color", "empty", "nuclei", "plane"]
+
+
 def test_a_dry_run_writes_nothing(scans: Path, tmp_path: Path) -> None:
     report = upscale_folder(scans, Cubic((2, 2)), out=tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()

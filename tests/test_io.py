@@ -176,6 +176,17 @@ def test_natural_order_is_by_value(a, b):
     assert (natural_key(f"Plane_{a}.tif") < natural_key(f"plane_{b}.tif")) == (a < b)
 
 
+@given(st.lists(st.text(min_size=1)))
+def test_any_names_can_be_put_in_order(texts):
+    assert sorted(sorted(texts), key=natural_key) == sorted(sorted(texts, reverse=True), key=natural_key)
+
+
+def test_two_files_of_one_number_make_no_stack(tmp_path, nuclei):
+    for name in ("z1.tif", "z01.tif", "z2.tif", "z²3.tif"):
+        tifffile.imwrite(tmp_path / name, nuclei[0])
+    assert sorted(names(tmp_path)) == ["z01", "z1", "z2", "z²3"]
+
+
 def test_loops_pipes_and_broken_links_stop_nothing(tmp_path, nuclei):
     tifffile.imwrite(tmp_path / "a.tif", nuclei[0])
     (tmp_path / "loop").symlink_to(tmp_path)

@@ -92,9 +92,9 @@ def test_published_values_at_chosen_logits() -> None:
     assert float(Hinge().d_loss(2 * one, -2 * one)) == 0.0
     assert float(Hinge().g_loss(zero, 2 * one)) == -2.0
     real, fake = torch.tensor([[1.0], [3.0]]), torch.tensor([[-1.0], [0.0]])
-    by_hand = -(
-        torch.sigmoid(real - fake.mean()).log().mean() + (1 - torch.sigmoid(fake - real.mean())).log().mean()
-    ) / 2
+    by_hand = (
+        -(torch.sigmoid(real - fake.mean()).log().mean() + (1 - torch.sigmoid(fake - real.mean())).log().mean()) / 2
+    )
     assert float(Relativistic().d_loss(real, fake)) == pytest.approx(float(by_hand))
     assert float(Relativistic().g_loss(real, fake)) == pytest.approx(float(Relativistic().d_loss(fake, real)))
 
@@ -214,7 +214,7 @@ def test_content_teaches_the_first_convolution(kind: str, dims: int, tmp_path: P
     head.register_hook(lambda gradient: gradients.append(float(gradient.abs().sum())))
     alternate(
         network, discriminator, [(low, high)], adversary=Relativistic(), adversarial_weight=0.0, other_loss=loss,
-        learn_discriminator=lambda losses: sum(losses), learn_generator=learner(torch.optim.SGD(network.parameters(), 0)),
+        learn_discriminator=sum, learn_generator=learner(torch.optim.SGD(network.parameters(), 0)),
     )  # fmt: skip
     assert len(gradients) == 1
     assert gradients[0] > 0

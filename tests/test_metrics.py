@@ -134,6 +134,17 @@ def test_a_mask_says_where() -> None:
     assert inside.ssim == pytest.approx(ssim(estimate[around], truth[around], data_range=9000), abs=1e-12)
 
 
+def test_a_mask_over_a_hole_counts_what_is_known() -> None:
+    estimate, truth = pair(40, 40)
+    truth[10:14, 10:14] = np.nan
+    mask = np.zeros(truth.shape, bool)
+    mask[8:20, 8:20] = True
+    inside = agreement(estimate, truth, data_range=9000, mask=mask)[1]
+    assert inside.samples == 12 * 12 - 4 * 4
+    known = mask & np.isfinite(truth)
+    assert inside.squared == pytest.approx(((estimate - truth)[known] ** 2).sum())
+
+
 def test_planes_add_up() -> None:
     estimate, truth = pair(5, 40, 41)
     parts = [agreement(e, t, data_range=9000)[0] for e, t in zip(estimate, truth, strict=True)]
@@ -247,6 +258,15 @@ def test_blocks_planes_and_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(rings.curve().correlation, whole.correlation, atol=1e-12)
     monkeypatch.setattr(frc, "BATCH", 1)
     np.testing.assert_allclose(frc_curve(first, second, axes=(1, 2)).correlation, whole.correlation, atol=1e-12)
+
+
+def test_a_plane_with_a_hole_is_passed_over() -> None:
+    first, second = band_limited((4, 64, 64), 0.3, (1, 1, 1), (1, 2))
+    expected = frc_curve(first[[0, 1, 3]], second[[0, 1, 3]], axes=(1, 2)).correlation
+    first[2, 30, 30] = np.nan
+    rings = FourierRings((4, 64, 64), axes=(1, 2))
+    rings.add(first, second)
+    np.testing.assert_allclose(rings.curve().correlation, expected, atol=1e-12)
 
 
 def test_correlation_against_the_definition() -> None:

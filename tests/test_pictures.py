@@ -19,7 +19,8 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def colors(path: Path) -> set[tuple[int, ...]]:
-    return {tuple(int(v) for v in c) for c in np.unique(pixels(path).reshape(-1, 3), axis=0)}
+    codes = np.unique(pixels(path).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32))
+    return {(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in codes}
 
 
 def test_one_window_for_all_panels(tmp_path: Path) -> None:

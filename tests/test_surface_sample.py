@@ -1,6 +1,6 @@
 """The shipped surface is measured from the shipped nuclei; this file is its provenance and makes it again.
 
-    python -m tests.test_surface_sample    # writes medsr/data/surface_allen_cells3d_nuclei.ome.tif
+python -m tests.test_surface_sample    # writes medsr/data/surface_allen_cells3d_nuclei.ome.tif
 """
 
 import numpy as np

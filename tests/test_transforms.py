@@ -129,7 +129,9 @@ def test_patches_lie_where_there_is_signal() -> None:
     scan = scan_of(stored)
     random = np.random.RandomState(0)
     places = ForegroundMap(scan, (64, 64))
-    bright = [stored[y : y + 64, x : x + 64].mean() > 0.2 * 600 for y, x in (places.draw(random, 0.25) for _ in range(100))]
+    bright = [
+        stored[y : y + 64, x : x + 64].mean() > 0.2 * 600 for y, x in (places.draw(random, 0.25) for _ in range(100))
+    ]
     assert np.mean(bright) > 0.95
     anywhere = [stored[y : y + 64, x : x + 64].mean() > 120 for y, x in (places.draw(random, 0.0) for _ in range(300))]
     assert 0.05 < np.mean(anywhere) < 0.4  # 0 means: wherever

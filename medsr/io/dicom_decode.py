@@ -318,11 +318,17 @@ class PlaneLoader:
             ScanError: the frame is truncated or no decoder reads it.
         """
         frame = self.frames[int(np.ravel_multi_index(index[:-2], self.lead)) if self.lead else 0]
-        if frame.layout.direct:
-            top = index[-2] * self.rows
-            block = _read_rows(frame, top, min(top + self.rows, frame.layout.rows))
-        else:
-            block = _decode(frame)
+        top = index[-2] * self.rows
+        try:
+            if frame.layout.direct:
+                block = _read_rows(frame, top, min(top + self.rows, frame.layout.rows))
+            else:
+                block = _decode(frame)
+        except ScanError:
+            raise
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            raise ScanError(f"{frame.path}: expected pixel data, found them unreadable ({reason})") from error
         return block.reshape(*(1 for _ in self.lead), *block.shape)
 
 

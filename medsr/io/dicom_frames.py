@@ -263,7 +263,7 @@ def _jpeg_2000_facts(data: bytes) -> StreamFacts | None:
         return None
     width, height, left, top, tile_width, tile_height = struct.unpack_from(">6I", data, at + 8)
     tiles = math.ceil(width / max(tile_width, 1)) * math.ceil(height / max(tile_height, 1))
-    if tiles > 65535 or 0 in (tile_width, tile_height):
+    if tiles >= 2**16 or 0 in (tile_width, tile_height):
         return StreamFacts(0, 0, 0)
     return StreamFacts(height - top, width - left, (data[at + 42] & 0x7F) + 1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medsr.io.dicom_decode import quiet
-from medsr.io.dicom_frames import Layout, PixelElement, syntax_name
+from medsr.io.dicom_frames import JPEG, JPEG_LS, Layout, PixelElement, syntax_name
 from medsr.io.dicom_tags import (
     SPLITTERS,
     Parsed,
@@ -32,6 +32,7 @@ TIME_POINTERS = (0x00181063, 0x00181065, 0x00540070, 0x00540060, 0x00540100)  # 
 PLANE_POINTERS = (0x00540080, 0x3004000C)  # slice vector, grid frame offset vector
 COARSE = frozenset({"NM", "PT", "RTDOSE"})  # modalities in which a centimeter a sample is real
 PROJECTION = frozenset({"", "CR", "DX", "IO", "MG", "OT", "PX", "RG", "SC"})
+ALWAYS_LOSSY = frozenset({*JPEG[:2], JPEG_LS[1]})
 NO_LAYOUT = Layout(1, 1, 8, 8, 7, signed=False, floating=False, syntax="")
 
 
@@ -60,7 +61,6 @@ class Header:
     planes: tuple[Plane, ...] = (Plane(),)
     series: str = ""
     subject: str = ""
-    instance: str = ""
     modality: str = ""
     photometric: str = ""
     spacing_um: tuple[float, float] | None = None
@@ -107,7 +107,6 @@ def _header(path: Path, parsed: Parsed) -> Header:
         problem=problem or ("" if frames else "expected a whole number of frames in NumberOfFrames, found text"),
         frames=frames or 1,
         series=str(get_value(dataset, "SeriesInstanceUID") or ""),
-        instance=str(get_value(dataset, "SOPInstanceUID") or ""),
         subject=hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else "",
         modality=get_text(dataset, "Modality"),
         photometric=get_text(dataset, "PhotometricInterpretation"),
@@ -117,14 +116,21 @@ def _header(path: Path, parsed: Parsed) -> Header:
 
 
 def _with_image(header: Header, dataset: Any, warnings: list[str]) -> Header:
+    sizes = _frame_spacings(dataset)
+    if len(sizes) > 1:
+        text = ", ".join(" x ".join(f"{v:g}" for v in size) for size in sizes[:3])
+        problem = f"expected one PixelSpacing for all frames, found {len(sizes)} ({text} mm); split the file"
+        return replace(header, problem=problem)
     spacing, notes = _spacing(dataset, warnings)
     axis, step = _frame_axis(dataset)
     lut, windows = get_item(dataset, "ModalityLUTSequence") is not None, _windows(dataset)
     if lut:
         warnings.append("the calibration is a lookup table (ModalityLUTSequence), which is not applied: stored values")
-    if get_text(dataset, "LossyImageCompression") == "01":
+    if get_text(dataset, "LossyImageCompression") == "01" or header.layout.syntax in ALWAYS_LOSSY:
         ratio = get_numbers(dataset, "LossyImageCompressionRatio")
         warnings.append("lossily compressed" + (f", ratio {math.prod(ratio):g}" if ratio else ""))
+    if get_number(dataset, "RescaleSlope") == 0:
+        warnings.append("RescaleSlope 0 is no calibration and is taken as 1")
     if header.modality == "SEG":
         warnings.append("a segmentation, no measured image")
     maker = " ".join(filter(None, (get_text(dataset, "Manufacturer"), get_text(dataset, "ManufacturerModelName"))))
@@ -244,6 +250,13 @@ def _spacing(dataset: Any, warnings: list[str]) -> tuple[tuple[float, float] | N
     if aspect and aspect[0] != aspect[1]:
         warnings.append(f"pixels are not square: PixelAspectRatio {aspect[0]:g}:{aspect[1]:g} (vertical:horizontal)")
     return None, []
+
+
+def _frame_spacings(dataset: Any) -> list[tuple[float, ...]]:
+    """The different spacings that frames state of their own."""
+    count = get_length(dataset, "PerFrameFunctionalGroupsSequence")
+    measures = (functional_group(dataset, i, "PixelMeasuresSequence") for i in range(count))
+    return sorted({numbers for m in measures if (numbers := get_numbers(m, "PixelSpacing"))})
 
 
 def _frame_axis(dataset: Any) -> tuple[str, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -37,9 +37,9 @@ SPLITTERS = (
     *("TriggerTime", "FrameReferenceTime", "ImageType", "ConvolutionKernel"),
 )
 
-# All that is ever read of a header. PatientID only becomes a hash; the instance and series numbers stay inside.
+# All that is ever read of a header. PatientID only becomes a hash; the number of the series stays inside.
 TAGS = (
-    *("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Manufacturer", "ManufacturerModelName"),
+    *("SeriesInstanceUID", "PatientID", "Modality", "Manufacturer", "ManufacturerModelName"),
     *("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "NumberOfFrames", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelRepresentation", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"),
     *("NominalScannedPixelSpacing", "EstimatedRadiographicMagnificationFactor", "SpacingBetweenSlices"),
@@ -161,7 +161,7 @@ def get_text(dataset: Any, keyword: str) -> str:
 def get_length(dataset: Any, keyword: str) -> int:
     """Number of items of a sequence."""
     value = get_value(dataset, keyword)
-    return len(value) if hasattr(value, "__len__") else 0
+    return len(value) if isinstance(value, Sized) else 0
 
 
 def get_item(dataset: Any, keyword: str, index: int = 0) -> Any:

@@ -45,4 +45,4 @@ class Reader:
 def natural_key(path: Path | str) -> tuple[tuple[int, int, str], ...]:
     """Sort key in which "plane_2" comes before "plane_10" (digits by value, text without case)."""
     parts = re.split(r"(\d+)", str(path))
-    return tuple((1, int(p), p) if p.isdigit() else (0, 0, p.casefold()) for p in parts)
+    return tuple((1, int(p), p) if p.isdecimal() else (0, 0, p.casefold()) for p in parts)

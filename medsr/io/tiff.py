@@ -239,22 +239,22 @@ def plane_sets(files: Iterable[Path]) -> list[tuple[Path, ...]]:
     "z001.tif", "cell3_slice-7.tif", "Section 12.tif": the number after z, slice, plane, section, sec or layer. Names
     with another number only ("img_001.tif") may as well be separate images and make no set.
     """
-    sets: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
+    sets: dict[tuple[str, str], list[tuple[int, Path]]] = defaultdict(list)
     for path in files:
         match = PLANE_NAME.fullmatch(path.name)
         if match and path.suffix.lower() in SUFFIXES:
-            sets[match[1].casefold(), match[3].casefold()][int(match[2])] = path
+            sets[match[1].casefold(), match[3].casefold()].append((int(match[2]), path))
     found = []
-    for numbers in sets.values():
-        first, last = min(numbers), max(numbers)
-        if len(numbers) < 2 or not all(map(_is_single_page, (numbers[first], numbers[last]))):
+    for members in sets.values():
+        numbers, paths = zip(*sorted(members), strict=True)
+        if len(paths) < 2 or not all(map(_is_single_page, (paths[0], paths[-1]))):
             continue
-        if last - first + 1 == len(numbers):
-            found.append(tuple(numbers[n] for n in sorted(numbers)))
+        if numbers == tuple(range(numbers[0], numbers[0] + len(numbers))):
+            found.append(paths)
         else:
             _log.warning(
-                "%s ... %s: planes are missing between %d and %d; taken as %d separate images",
-                numbers[first], numbers[last].name, first, last, len(numbers),
+                "%s ... %s: %d files for the planes %d to %d; taken as separate images",
+                paths[0], paths[-1].name, len(paths), numbers[0], numbers[-1],
             )  # fmt: skip
     return found
 

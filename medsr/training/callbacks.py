@@ -1,5 +1,7 @@
 """What happens beside the steps: averaged weights, random numbers, validation, and what is kept on disk."""
 
+# ruff: noqa: ARG002 (the engine names what it passes)
+
 from __future__ import annotations
 
 import copy
@@ -52,10 +54,10 @@ class Averaged(Callback):
         """Move the average towards the weights of this step."""
         phase: Phase = pl_module  # type: ignore[assignment]
         decay = min(self._decay, (1 + batch_idx) / (10 + batch_idx)) if self._decay else 0.0
-        for kept, value in zip(self.network.parameters(), phase.network.parameters(), strict=True):
-            kept.lerp_(value, 1 - decay)
-        for kept, value in zip(self.network.buffers(), phase.network.buffers(), strict=True):
-            kept.copy_(value)
+        for kept, weight in zip(self.network.parameters(), phase.network.parameters(), strict=True):
+            kept.lerp_(weight, 1 - decay)
+        for held, buffer in zip(self.network.buffers(), phase.network.buffers(), strict=True):
+            held.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights."""
@@ -72,7 +74,7 @@ class RandomNumbers(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The states of Python, NumPy, torch and each GPU."""
         version, numbers, gauss = random.getstate()
-        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (others may use it)
         return {
             "python": [version, list(numbers), gauss],
             "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
@@ -85,7 +87,7 @@ class RandomNumbers(Callback):
         version, numbers, gauss = state_dict["python"]
         random.setstate((version, tuple(numbers), gauss))
         name, keys, position, has_gauss, cached = state_dict["numpy"]
-        np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))
+        np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
         torch.set_rng_state(torch.tensor(state_dict["torch"], dtype=torch.uint8))
         if torch.cuda.is_available() and len(state_dict["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8) for state in state_dict["cuda"]])
@@ -152,7 +154,7 @@ class Validation(Callback):
         self.best = max(self.best, self.figures["psnr_db"])
         self._without_better = 0 if self.is_best else self._without_better + 1
         if self._patience is not None and self._without_better >= self._patience and done < phase.steps:
-            self._report.say(f"{phase.name} phase stops at step {done}: {self._patience} validations without a better one")
+            self._report.say(f"{phase.name} phase stops at step {done}: no better validation in {self._patience}")
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class Keeper(Callback):
             signal.signal(number, handler)
         self._before = {}
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (what signal passes)
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True

@@ -8,7 +8,7 @@ from typing import Protocol, assert_never
 from urllib.error import URLError
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from medsr.recipe import ContentLoss
@@ -189,7 +189,7 @@ def _file_weights(path: Path | None) -> Mapping[str, Tensor]:
     load: Callable[..., object] = torch.load
     try:
         state = load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (an unpickler raises anything; all of it means: not a state dict)
+    except Exception as error:  # an unpickler raises anything; all of it means: not a state dict
         raise ValueError(f"{path}: content.path: expected a torch state dict of tensors only, found {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: content.path: expected a torch state dict, found {type(state).__name__}")

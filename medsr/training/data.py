@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import psutil
 import torch
-from monai.transforms import MapTransform, Randomizable, RandFlipd, RandRotate90d
+from monai.transforms import MapTransform, RandFlipd, Randomizable, RandRotate90d
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -276,7 +276,7 @@ def _banded(scan: Scan, rows: tuple[int, int] | None) -> Scan:
     if rows is None:
         return scan
     start = tuple(rows[0] if i == len(scan.shape) - 2 else 0 for i in range(len(scan.shape)))
-    return replace(scan, data=cast(LazyArray, _Band(scan.data, rows)), grid=scan.grid.crop(start))
+    return replace(scan, data=cast("LazyArray", _Band(scan.data, rows)), grid=scan.grid.crop(start))
 
 
 def _stored_bytes(scan: Scan) -> int:

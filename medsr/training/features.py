@@ -151,8 +151,8 @@ class _Block(nn.Module):
         if self.expands:
             hidden = functional.relu6(self._bn0(self._expand_conv(hidden)))
         hidden = functional.relu6(self._bn1(self._depthwise_conv(hidden)))
-        hidden = self._bn2(self._project_conv(hidden))
-        return hidden + inputs if self.adds else hidden
+        out: Tensor = self._bn2(self._project_conv(hidden))
+        return out + inputs if self.adds else out
 
 
 class _SameConv(nn.Conv2d):
@@ -164,7 +164,8 @@ class _SameConv(nn.Conv2d):
             whole = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pads.append((whole // 2, whole - whole // 2))
         (top, bottom), (left, right) = pads
-        return super().forward(functional.pad(input, (left, right, top, bottom)))
+        padded = functional.pad(input, (left, right, top, bottom))
+        return functional.conv2d(padded, self.weight, None, self.stride, groups=self.groups)
 
 
 def _same_conv(inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> _SameConv:

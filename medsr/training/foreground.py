@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ class ForegroundMap:
         few = max(1, share.size // 20)
         return enough if enough.size >= few else np.sort(np.argsort(-share, kind="stable")[: 2 * few])
 
-    def _place(self, index: tuple[int, ...] | tuple[np.intp, ...]) -> tuple[int, ...]:
+    def _place(self, index: Sequence[int | np.intp]) -> tuple[int, ...]:
         """First sample of the patch in the middle of a lattice cell."""
         cells = zip(index, self._lattice, self._room, strict=True)
         return tuple((2 * int(i) + 1) * room // (2 * count) for i, count, room in cells)
@@ -114,9 +115,7 @@ def _threshold(scan: Scan) -> float:
 def _lattice(room: tuple[int, ...], lead: int, patch: tuple[int, ...], *, held: bool) -> tuple[int, ...]:
     """Places along each axis: half a patch apart, and no more in all than the budget allows."""
     budget = MAX_PLACES if held else MAX_PLACES // 4
-    counts = []
-    for size in room[:lead]:
-        counts.append(min(size, max(1, round(MAX_LEADING ** (1 / lead)))))
+    counts = [min(size, max(1, round(MAX_LEADING ** (1 / lead)))) for size in room[:lead]]
     side = max(1, int((budget / int(np.prod(counts, dtype=int))) ** (1 / len(patch))))
     counts += [min(side, max(1, -(-2 * size // p))) for size, p in zip(room[lead:], patch, strict=True)]
     return tuple(counts)

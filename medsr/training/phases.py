@@ -55,7 +55,7 @@ class PixelPhase(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """One step of the network."""
         self.step = batch_idx
-        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer = cast("LightningOptimizer", self.optimizers())
         rate = set_rate(optimizer, self.recipe.training, self.recipe.training.learning_rate, batch_idx / self.steps)
         pairs = parts_of(batch, self.recipe.training)
 
@@ -63,7 +63,7 @@ class PixelPhase(LightningModule):
             for low, high in pairs:
                 yield self._pixel(self.network(low), high) / len(pairs)
 
-        loss = learner(cast(Optimizer, optimizer), self.manual_backward)(losses())
+        loss = learner(cast("Optimizer", optimizer), self.manual_backward)(losses())
         self.figures = {"loss": float(loss), "rate": rate}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -89,9 +89,9 @@ class AdversarialPhase(LightningModule):
     def __init__(self, recipe: Recipe, network: SRResNet, *, gray: tuple[float, float]) -> None:
         super().__init__()
         self.automatic_optimization = False
-        method = cast(SrganRecipe, recipe.method)
+        method = cast("SrganRecipe", recipe.method)
         self.network = network
-        self.discriminator = build_discriminator(method)
+        self.discriminator = build_discriminator(method, recipe.data.patch)
         self.recipe = recipe
         self.steps = recipe.training.adversarial_steps
         self.figures: dict[str, float] = {}
@@ -112,7 +112,7 @@ class AdversarialPhase(LightningModule):
         """One round of the game."""
         self.step = batch_idx
         training = self.recipe.training
-        g_optimizer, d_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        g_optimizer, d_optimizer = cast("list[LightningOptimizer]", self.optimizers())
         for optimizer in (g_optimizer, d_optimizer):
             rate = set_rate(optimizer, training, training.adversarial_learning_rate, batch_idx / self.steps)
         d_loss, g_loss = alternate(
@@ -122,8 +122,8 @@ class AdversarialPhase(LightningModule):
             adversary=self._adversary,
             adversarial_weight=self._adversarial_weight,
             other_loss=self._other,
-            learn_discriminator=learner(cast(Optimizer, d_optimizer), self.manual_backward),
-            learn_generator=learner(cast(Optimizer, g_optimizer), self.manual_backward),
+            learn_discriminator=learner(cast("Optimizer", d_optimizer), self.manual_backward),
+            learn_generator=learner(cast("Optimizer", g_optimizer), self.manual_backward),
         )
         self.figures = {"loss": float(g_loss), "discriminator_loss": float(d_loss), "rate": rate}
 
@@ -135,11 +135,11 @@ class AdversarialPhase(LightningModule):
 Phase = PixelPhase | AdversarialPhase
 
 
-def build_discriminator(method: SrganRecipe) -> SrganDiscriminator | PatchDiscriminator:
-    """The untrained discriminator of a recipe, for any patch size."""
+def build_discriminator(method: SrganRecipe, patch: tuple[int, ...]) -> SrganDiscriminator | PatchDiscriminator:
+    """The untrained discriminator of a recipe, for fine patches of a size (or larger ones)."""
     dims, features = len(method.factor), method.discriminator_features
     if method.discriminator == "patch":
-        return PatchDiscriminator(dims, features=features)
+        return PatchDiscriminator(dims, features=features, patch=patch)
     return SrganDiscriminator(dims, features=features)
 
 
@@ -165,7 +165,7 @@ def set_rate(optimizer: LightningOptimizer, training: TrainingRecipe, full: floa
 def parts_of(batch: tuple[Tensor, Tensor], training: TrainingRecipe) -> Pairs:
     """The batches whose gradients are added up for one step."""
     low, high = batch
-    return list(zip(low.split(training.batch), high.split(training.batch), strict=True))
+    return list(zip(torch.split(low, training.batch), torch.split(high, training.batch), strict=True))
 
 
 def clip_gradient(optimizer: Optimizer, largest: float) -> None:

@@ -80,8 +80,8 @@ def check_same(run: Path, notes: Notes, recipe: Recipe, *, world: int) -> None:
         differ.append(f"processes: {notes.world} became {world}")
     if differ:
         raise TrainingError(
-            f"{run}: expected the recipe this run began with, found {'; '.join(differ)}; set it back to go on, or begin "
-            "another run with --out (training.start takes over the weights)"
+            f"{run}: expected the recipe this run began with, found {'; '.join(differ)}; set it back to go on, or "
+            "begin another run with --out (training.start takes over the weights)"
         )
 
 
@@ -94,8 +94,8 @@ def check_inputs(run: Path, notes: Notes, inputs: tuple[TrainingInput, ...]) -> 
     before, now = set(notes.inputs), set(inputs)
     if notes.inputs != inputs:
         raise TrainingError(
-            f"{run}: expected the {len(notes.inputs)} scans this run began with, found {len(now - before)} that are new "
-            f"or changed and {len(before - now)} missing; bring them back, or begin another run with --out"
+            f"{run}: expected the {len(notes.inputs)} scans this run began with, found {len(now - before)} that are "
+            f"new or changed and {len(before - now)} missing; bring them back, or begin another run with --out"
         )
 
 

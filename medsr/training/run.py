@@ -138,14 +138,16 @@ def _place(recipe: Recipe) -> Place:
     """
     training = recipe.training
     if training.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("training.device: expected a CUDA GPU, found none that torch can use; set it to auto or cpu")
+        raise TrainingError(
+            "training.device: expected a CUDA GPU that torch can use, found none; set it to auto or cpu"
+        )
     cuda = torch.cuda.is_available() and training.device != "cpu"
     if training.precision == "fp16" and not cuda:
         raise TrainingError("training.precision: expected a CUDA GPU for fp16, found none; use bf16 or 32")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     if cuda and world == 1 and torch.cuda.device_count() > 1:
-        log.info("one of %d GPUs is used; torchrun --nproc-per-node N starts one process a GPU", torch.cuda.device_count())
+        log.info("one of %d GPUs is used; torchrun --nproc-per-node N uses N", torch.cuda.device_count())
     index = int(os.environ.get("LOCAL_RANK", "0"))
     return Place(torch.device("cuda", index) if cuda else torch.device("cpu"), rank, world, local)
 
@@ -273,9 +275,7 @@ def _build_phase(run: Run, name: PhaseName, number: int) -> tuple[Phase, PatchLo
         rank=run.place.rank,
         world=run.place.world,
     )
-    loader = PatchLoader(
-        dataset, sampler, workers=training.loader_workers, pin=run.place.device.type == "cuda"
-    )
+    loader = PatchLoader(dataset, sampler, workers=training.loader_workers, pin=run.place.device.type == "cuda")
     network = _first_weights(run, name)
     if name == "pixel":
         return PixelPhase(recipe, network), loader

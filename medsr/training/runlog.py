@@ -1,5 +1,7 @@
 """What a run says: rows in log.jsonl, curves for TensorBoard, a progress bar with the time left."""
 
+# ruff: noqa: ARG002 (the engine names what it passes)
+
 from __future__ import annotations
 
 import json

@@ -20,6 +20,7 @@ from medsr.scan import Scan, ScanError
 from medsr.training.data import Portion, Shelf
 from medsr.training.errors import TrainingError
 from medsr.training.foreground import ForegroundMap
+from medsr.version import __version__
 
 __all__ = ["Facts", "Split", "blank_card", "split_scans"]
 
@@ -28,7 +29,7 @@ log = logging.getLogger("medsr.training")
 LEAST_ROWS = 32
 """Rows held out of a single scan, at least, where it has them."""
 
-PACKAGES = ("medsr", "torch", "monai", "pytorch-lightning", "numpy", "pydicom", "tifffile", "zarr")
+PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "pydicom", "tifffile", "zarr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
     elif len(found) == 1:
         (source,) = found
         training, validation, note = _bands(source, recipe, shelf.open(Portion(source)))
-        found = {source: _facts(shelf.open(training[0]), recipe)}
+        found = {source: _facts(source, shelf.open(training[0]), recipe)}
     else:
         training, validation, note = _groups(list(found), data, recipe.seed)
     facts = tuple(found[portion.source] for portion in training)
@@ -120,7 +121,7 @@ def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
         spacing_um=tuple(spacing) if any(spacing) else None,
         dtype=facts[0].dtype,
         inputs=tuple(inputs),
-        versions={name: found for name in PACKAGES if (found := _version(name)) is not None},
+        versions={"medsr": __version__} | {name: found for name in PACKAGES if (found := _version(name)) is not None},
     )
 
 
@@ -133,29 +134,32 @@ def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, Facts]:
     reasons: list[str] = []
     for source in sources:
         try:
-            found[source] = _facts(shelf.open(Portion(source)), recipe)
+            found[source] = _facts(source, shelf.open(Portion(source)), recipe)
         except ScanError as error:
             reasons.append(str(error))
             log.warning("left out: %s", error)
     if not found:
         more = "; ".join(reasons[:3]) or "no file that looks like one"
-        raise TrainingError(f"{folder}: expected at least one scan to learn from, found {len(sources)} usable none: {more}")
+        raise TrainingError(f"{folder}: expected at least one scan to learn from, found none of use: {more}")
     return found
 
 
-def _facts(scan: Scan, recipe: Recipe) -> Facts:
+def _facts(source: Source, scan: Scan, recipe: Recipe) -> Facts:
     """What is known of a scan.
 
     Raises:
-        ScanError: a patch does not fit in.
+        ScanError: a patch does not fit in, or an axis that is to be refined is none of space.
     """
     patch, factor = recipe.data.patch, recipe.method.factor
-    scan.grid.pad_factor(factor) if len(scan.shape) >= len(factor) else None
     if len(scan.shape) < len(patch) or any(n < p for n, p in zip(scan.shape[-len(patch) :], patch, strict=True)):
         raise ScanError(
-            f"expected at least {list(patch)} samples along the last axes as data.patch says, found a scan of shape "
-            f"{scan.shape}; choose a smaller patch"
+            f"{source.path}: expected at least {list(patch)} samples along the last axes as data.patch says, found a "
+            f"scan of shape {scan.shape}; choose a smaller patch"
         )
+    try:
+        scan.grid.pad_factor(factor)
+    except ValueError as error:
+        raise ScanError(f"{source.path}: {error}") from error
     spacing = scan.grid.spacing_um
     return Facts(
         shape=scan.shape,
@@ -171,7 +175,8 @@ def _groups(sources: Sequence[Source], data: DataRecipe, seed: int) -> tuple[lis
     """Whole groups held out, drawn by the seed."""
     keys = {source: _key(source, data.group) for source in sources}
     names, unit = sorted(set(keys.values())), data.group
-    note = f"split by {unit}"
+    known = unit != "subject" or any(source.subject for source in sources)
+    note = f"split by {unit}" if known else "split by scan, for no file names its subject"
     if len(names) == 1:
         keys = {source: _key(source, "scan") for source in sources}
         names = sorted(set(keys.values()))
@@ -208,7 +213,8 @@ def _bands(source: Source, recipe: Recipe, scan: Scan) -> tuple[list[Portion], l
         held, learned = (0, out), (out + patch, rows)
     else:
         held, learned = (rows - out, rows), (0, rows - out - patch)
-    note = f"one scan only: rows {held[0]}..{held[1] - 1} are held out with a gap of {patch}, so the figures may flatter"
+    band = f"rows {held[0]}..{held[1] - 1}"
+    note = f"one scan only: {band} are held out with a gap of {patch}, so the figures may flatter"
     return [Portion(source, learned)], [Portion(source, held)], note
 
 

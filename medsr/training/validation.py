@@ -73,9 +73,7 @@ def picture(path: Path, crop: Crop, estimate: Tensor, *, title: str = "") -> Non
     """A PNG of low, cubic, estimate and truth of a crop (of a 3D one the middle plane) with one window, and errors."""
     low, cubic, high = (_middle_plane(t) for t in (crop.low, crop.cubic, crop.high))
     panels = {"low": low, "cubic": cubic, "estimate": _middle_plane(estimate), "high": high}
-    notes = {
-        name: f"{psnr_db(panels[name], high, data_range=1.0):.2f} dB" for name in ("cubic", "estimate")
-    }
+    notes = {name: f"{psnr_db(panels[name], high, data_range=1.0):.2f} dB" for name in ("cubic", "estimate")}
     comparison_png(path, panels, reference="high", errors=("cubic", "estimate"), notes=notes, title=title)
 
 
