@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from medsr.version import __version__
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
         simulate_low_dose,
         widefield_fwhm_um,
     )
-    from medsr.evaluate import EvaluationReport, evaluate
+    from medsr.evaluation import EvaluationReport, evaluate
     from medsr.io import Source, find_scans, read_scan
     from medsr.methods import (
         INTERPOLATIONS,
@@ -194,7 +192,7 @@ _ROOMS = {
         "simulate_low_dose",
         "widefield_fwhm_um",
     ),
-    "evaluate": ("EvaluationReport", "evaluate"),
+    "evaluation": ("EvaluationReport", "evaluate"),
     "io": ("Source", "find_scans", "read_scan"),
     "methods": (
         "INTERPOLATIONS",
@@ -251,15 +249,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Door(ModuleType):
-    """A verb and the module it lives in may share a name; importing the module must not shut the verb out."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Door

@@ -14,16 +14,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medsr.io import Source, find_scans, omezarr, read_scan
+from medsr.io import Source, find_all, omezarr, read_scan
 from medsr.plan import Plan, plan, torch_device
 from medsr.progress import JobChangedError, Progress, drop_records, input_digest
-from medsr.scan import Scan, ScanError
+from medsr.scan import Scan
 from medsr.upscaler import Upscaler, describe, fingerprint
 from medsr.upscaling import result_scan
 from medsr.version import __version__
 from medsr.workers import Crew, ShardJob, Task
 
-__all__ = ["BatchReport", "BatchRow", "OutputOptions", "find_all", "upscale_folder"]
+__all__ = ["BatchReport", "BatchRow", "OutputOptions", "upscale_folder"]
 
 Check = Callable[[Scan], Sequence[str]]
 Note = Callable[[str], None]
@@ -81,40 +81,6 @@ class _Setting:
     crew: Crew
     note: Note
     tick: Callable[[str, int, int], None] | None
-
-
-def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = None) -> list[Source]:
-    """The scans of several files and folders, names made unique.
-
-    Args:
-        paths: files and folders.
-        out: results found here by searching a folder above it are no input.
-
-    Raises:
-        ScanError: a path does not exist, or none of them holds a scan.
-    """
-    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    found: list[Source] = []
-    taken: set[str] = set()
-    for path in given:
-        for source in find_scans(path):
-            if out is not None and _inside(source.path, out) and not _inside(Path(path), out):
-                continue
-            name, count = source.name, 2
-            while name in taken:
-                name, count = f"{source.name}_{count}", count + 1
-            taken.add(name)
-            found.append(replace(source, name=name))
-    if not found:
-        raise ScanError(
-            f"{', '.join(map(str, given))}: expected DICOM, TIFF, OME-Zarr, PNG or PGM scans, found none; "
-            "check the folder, or ask medsr inspect FILE why a file is not read"
-        )
-    return found
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def upscale_folder(

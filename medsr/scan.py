@@ -43,9 +43,15 @@ class LazyArray(Protocol):
     """Anything that slices to NumPy: an array, a zarr array, a reader's lazy view."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Samples along each axis."""
+        ...
+
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+        ...
+
     def __getitem__(self, region: Any, /) -> Any: ...
 
 

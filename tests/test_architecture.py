@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "trust": (5, ("trust",)),
     "recipe": (4, ("recipe",)),
     "batch": (4, ("batch", "progress", "workers")),
-    "evaluate": (4, ("evaluate", "trial")),
+    "evaluate": (4, ("evaluation", "trial")),
     "methods": (3, ("methods",)),
     "upscale": (3, ("upscaler", "upscaling", "plan", "holes", "engines")),
     "degradation": (2, ("degradation",)),
@@ -45,7 +45,6 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
 """Floor and modules of each room; an import may only point to a lower floor, or inside a room."""
 
 SIDEWAYS = {
-    ("evaluate", "batch"),
     ("metrics", "scan"),
     ("pictures", "scan"),
     ("training", "transforms"),
@@ -209,7 +208,7 @@ try:
     app(["upscale", "a.png", "--checkpoint", "best.ckpt", "--out", "out"])
 except SystemExit as ended:
     assert ended.code == 0, ended.code
-import medsr.batch, medsr.checkpoint, medsr.evaluate, medsr.workers
+import medsr.batch, medsr.checkpoint, medsr.evaluation, medsr.workers
 """
     held = imported_after(code, cwd=tmp_path)
     assert (tmp_path / "out" / "a.ome.zarr").is_dir()
@@ -236,7 +235,7 @@ def test_a_verb_is_not_shut_out_by_the_module_of_its_name() -> None:
     code = (
         "import importlib, pkgutil, medsr\n"
         "[importlib.import_module(f'medsr.{m.name}') for m in pkgutil.iter_modules(medsr.__path__)]\n"
-        "import medsr.evaluate, medsr.training.run\n"
+        "import medsr.evaluation, medsr.training.run\n"
         "from medsr import evaluate, train, upscale\n"
         "assert all(map(callable, (evaluate, train, upscale, medsr.evaluate, medsr.train)))\n"
         "from medsr.training import train as again\n"

@@ -18,7 +18,7 @@ from torch import Tensor
 from medsr import evaluate as _verb
 from medsr.data import MAMMOGRAM, NUCLEI, SURFACE
 from medsr.degradation import Degradation, DegradationRange, PoissonGaussian
-from medsr.evaluate import COLUMNS, EvaluationReport, evaluate
+from medsr.evaluation import COLUMNS, EvaluationReport, evaluate
 from medsr.io import read_scan
 from medsr.methods.interpolation import Cubic, Lanczos, Linear
 from medsr.metrics import foreground_mask, frc_curve, frc_resolution, nrmse, psnr_db, ssim
@@ -208,7 +208,7 @@ def given(monkeypatch: pytest.MonkeyPatch, breast: Path) -> Callable[[Scan], Pat
     """Lets evaluate read a scan that was made here."""
 
     def read(scan: Scan) -> Path:
-        monkeypatch.setattr(sys.modules["medsr.evaluate"], "read_scan", lambda source, series: scan)
+        monkeypatch.setattr(sys.modules["medsr.evaluation"], "read_scan", lambda source, series: scan)
         return breast
 
     return read

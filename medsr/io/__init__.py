@@ -7,11 +7,11 @@ from pathlib import Path
 
 from medsr.io import omezarr_reader, picture, tiff
 from medsr.io.dicom import DicomReader
-from medsr.io.discover import DICOM_SUFFIXES, FOREIGN, find_scans, scan_name
+from medsr.io.discover import DICOM_SUFFIXES, FOREIGN, find_all, find_scans, scan_name
 from medsr.io.source import Reader, Source
 from medsr.scan import Scan, ScanError
 
-__all__ = ["READERS", "Reader", "Source", "find_scans", "read_scan"]
+__all__ = ["READERS", "Reader", "Source", "find_all", "find_scans", "read_scan"]
 
 
 READERS: tuple[Reader, ...] = (

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from medsr.io import dicom, omezarr_reader, picture, tiff
 from medsr.io.source import Source, natural_key
 from medsr.scan import ScanError
 
-__all__ = ["DICOM_SUFFIXES", "FOREIGN", "find_scans", "scan_name"]
+__all__ = ["DICOM_SUFFIXES", "FOREIGN", "find_all", "find_scans", "scan_name"]
 
 _log = logging.getLogger(__name__)
 
@@ -225,3 +225,37 @@ def _path_name(source: Source, root: Path) -> str:
 def _full_name(source: Source, root: Path) -> str:
     inside = source.files[0].relative_to(root) if source.files[0].is_relative_to(root) else source.files[0]
     return _fit_for_files("_".join(inside.parts).replace(".", "_"))
+
+
+def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = None) -> list[Source]:
+    """The scans of several files and folders, names made unique.
+
+    Args:
+        paths: files and folders.
+        out: results found here by searching a folder above it are no input.
+
+    Raises:
+        ScanError: a path does not exist, or none of them holds a scan.
+    """
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    found: list[Source] = []
+    taken: set[str] = set()
+    for path in given:
+        for source in find_scans(path):
+            if out is not None and _inside(source.path, out) and not _inside(Path(path), out):
+                continue
+            name, count = source.name, 2
+            while name in taken:
+                name, count = f"{source.name}_{count}", count + 1
+            taken.add(name)
+            found.append(replace(source, name=name))
+    if not found:
+        raise ScanError(
+            f"{', '.join(map(str, given))}: expected DICOM, TIFF, OME-Zarr, PNG or PGM scans, found none; "
+            "check the folder, or ask medsr inspect FILE why a file is not read"
+        )
+    return found
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr.batch import find_all
 from medsr.degradation import Degradation, DegradationRange
 from medsr.frc import FourierRings, Resolution, frc_resolution, hole_free_block
-from medsr.io import Source, read_scan
+from medsr.io import Source, find_all, read_scan
 from medsr.methods.interpolation import Cubic
 from medsr.metrics import Agreement, agreement, foreground_mask
 from medsr.pictures import comparison_png, gray_window
