@@ -67,7 +67,7 @@ class ContentLoss(Part):
         description="discriminator: match the discriminator's own features (off-line, 2D and 3D); vgg19: needs "
         "torchvision and its weights; lite0: ImageNet features from the extra medsr[features]; file: your own",
     )
-    weight: float = Field(1.0, ge=0, description="weight beside the pixel loss")
+    weight: float = Field(0.1, ge=0, description="weight beside the pixel loss; vgg19 with the paper's weights: 1")
     layer: tuple[int, int] = Field((5, 4), description="vgg19 and file: (i, j), the j-th convolution before pool i")
     path: Path | None = Field(None, description="file: a torch state dict of VGG19's convolutions")
 

@@ -681,3 +681,9 @@ def test_nothing_of_a_patient_comes_out(tmp_path: Path, source: Path, caplog: py
     ((_, subject),) = group([tmp_path / "a.dcm"])
     assert subject == hashlib.sha256(marker.encode()).hexdigest()[:16]
     assert re.fullmatch("[0-9a-f]{16}", subject)
+
+
+def test_files_all_at_one_position_are_a_scan_each(ct_series: list[Path]) -> None:
+    first = ct_series[0]
+    twin = edited(first, first.with_name("twin.dcm"), SOPInstanceUID="1.2.3.4")
+    assert sorted(files for files, _ in group([first, twin])) == sorted([(first,), (twin,)])

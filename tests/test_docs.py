@@ -82,8 +82,8 @@ def test_every_block_runs(page: Path, desk: Path) -> None:
             case "console":
                 run_commands(block)
             case "yaml":
-                (desk / "block.yaml").write_text(block.body)
-                load_config(desk / "block.yaml", Recipe)
+                (desk / "recipe.yaml").write_text(block.body)
+                load_config(desk / "recipe.yaml", Recipe)
 
 
 def run_session(block: Block, names: dict[str, object]) -> None:
@@ -164,9 +164,15 @@ def test_every_key_of_a_config_says_what_it_means() -> None:
         assert any(row.startswith(f"| {key} |") for row in rows), key
 
 
-def test_the_readme_names_tests_that_exist() -> None:
-    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "README.md").read_text())
-    assert len(named) > 8
+def test_the_architecture_page_names_every_module() -> None:
+    page = (DOCS / "architecture.md").read_text()
+    found = [p.stem for p in (ROOT / "medsr").iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()]
+    assert [name for name in found if name != "__init__" and f"`{name}`" not in page] == []
+
+
+def test_the_pages_name_tests_that_exist() -> None:
+    named = [pair for page in PAGES for pair in re.findall(r"`(tests/\w+\.py)::(\w+)`", page.read_text())]
+    assert len(named) > 12
     assert [f"{file}::{test}" for file, test in named if f"\ndef {test}(" not in (ROOT / file).read_text()] == []
 
 

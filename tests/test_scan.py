@@ -86,7 +86,8 @@ def test_unknown_spacing_stays_unknown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "spacing"), [(("x", "y"), None), (("y", "y"), None), (("y", "x"), (1.0,)), (("y", "x"), (0.0, 1.0)), ((), None)]
+    ("axes", "spacing"),
+    [(("x", "y"), None), (("y", "y"), None), (("y", "x"), (1.0,)), (("y", "x"), (0.0, 1.0)), ((), None)],
 )
 def test_a_grid_that_makes_no_sense_is_refused(axes: tuple[str, ...], spacing: tuple[float, ...] | None) -> None:
     with pytest.raises(ValueError, match="expected"):

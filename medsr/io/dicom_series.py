@@ -195,8 +195,8 @@ def _shared_positions(headers: list[Header]) -> bool:
 
 
 def _split(headers: list[Header]) -> list[list[Header]]:
-    """Split files that share positions by the first tag (or folder) that tells them apart into volumes; else leave
-    them together, for the reader to refuse with the numbers."""
+    """Split files that share positions by the first tag (or folder) that tells them apart into volumes; files all at one
+    depth are a scan each; else leave them together, for the reader to refuse with the numbers."""
     if len(headers) < 2 or not _shared_positions(headers):
         return [headers] if headers else []
     depths = sorted(_depths(headers))
@@ -209,4 +209,4 @@ def _split(headers: list[Header]) -> list[list[Header]]:
             continue  # a tag of each plane, such as a trigger time
         if len(parts) > 1 and not any(_shared_positions(p) for p in parts.values()):
             return list(parts.values())
-    return [headers]
+    return [headers] if several else [[header] for header in headers]
