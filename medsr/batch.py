@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medsr.io import Source, find_all, omezarr, read_scan
-from medsr.plan import Plan, plan, torch_device
-from medsr.progress import JobChangedError, Progress, drop_records, input_digest
+from medsr.io import NoImageError, Source, find_all, omezarr, read_scan
+from medsr.io.lazy import KEEP_BYTES_MOST
+from medsr.plan import BASE_BYTES, Plan, default_memory, plan, torch_device
+from medsr.progress import JobChangedError, Progress, drop_leftovers, input_digest, lock
 from medsr.scan import Scan
 from medsr.upscaler import Upscaler, describe, fingerprint
 from medsr.upscaling import result_scan
@@ -24,6 +25,9 @@ from medsr.version import __version__
 from medsr.workers import Crew, ShardJob, Task
 
 __all__ = ["BatchReport", "BatchRow", "OutputOptions", "upscale_folder"]
+
+SMALLEST = BASE_BYTES + 50_000_000
+"""Least memory of a process: the interpreter with its libraries, and something to work in."""
 
 Check = Callable[[Scan], Sequence[str]]
 Note = Callable[[str], None]
@@ -38,6 +42,7 @@ class OutputOptions(BaseModel):
     shard: tuple[int, ...] | None = Field(None, description="samples of a shard, whole chunks: the unit of recovery")
     tile: tuple[int, ...] | None = Field(None, description="coarse samples of a compute tile, instead of choosing")
     series: str | int | None = Field(None, description="which series of files that hold several")
+    stack: bool = Field(False, description="take files with plain running numbers as the planes of one stack")
     black: float | None = Field(None, description="stored value of 0, instead of what the file says")
     white: float | None = Field(None, description="stored value of 1, instead of what the file says")
 
@@ -69,12 +74,12 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """What is the same for every scan of a batch."""
+    """What is the same for every scan of a batch; `memory` is that of one process."""
 
     upscaler: Upscaler
     out: Path
     options: OutputOptions
-    memory: int | None
+    memory: int
     device: str
     overwrite: bool
     check: Check | None
@@ -126,24 +131,33 @@ def upscale_folder(
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, found {workers}")
     torch_device(device)
-    out = Path(out)
-    sources = find_all(paths, out=out)
-    rows: list[BatchRow] = []
-    if not dry_run:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "batch.jsonl").write_text("")
-    with Crew(1 if dry_run else workers) as crew:
-        share = None if memory is None else memory // workers
-        setting = _Setting(
-            upscaler, out, options or OutputOptions(), share, device, overwrite, check, crew, note or _silent, tick
+    options = options or OutputOptions()
+    share = (default_memory() if memory is None else memory) // workers
+    if share <= SMALLEST:
+        raise ValueError(
+            f"memory: expected more than {SMALLEST / 1e6:.0f} MB for each worker, found {share / 1e6:.0f} MB for each "
+            f"of {workers}; raise --memory" + (" or lower --workers" if workers > 1 else "")
         )
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: expected a folder for the results, found a file; give --out another name")
+    sources = find_all(paths, out=out, stack=options.stack)
+    named = {Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)}
+    rows: list[BatchRow] = []
+    with ExitStack() as stack:
+        if not dry_run:
+            out.mkdir(parents=True, exist_ok=True)
+            log = stack.enter_context((out / "batch.jsonl").open("a+"))
+            lock(log, out)
+            log.truncate(0)
+            stack.callback(lambda: _write_table(out / "batch.csv", rows))
+        crew = stack.enter_context(Crew(1 if dry_run else workers))
+        setting = _Setting(upscaler, out, options, share, device, overwrite, check, crew, note or _silent, tick)
         for source in sources:
-            rows.append(_guarded(source, setting, dry_run=dry_run))
+            rows.append(_guarded(source, setting, dry_run=dry_run, found=source.path not in named))
             if not dry_run:
-                with (out / "batch.jsonl").open("a") as stream:
-                    stream.write(json.dumps(asdict(rows[-1])) + "\n")
-    if not dry_run:
-        _write_table(out / "batch.csv", rows)
+                log.write(json.dumps(asdict(rows[-1])) + "\n")
+                log.flush()
     return BatchReport(tuple(rows))
 
 
@@ -151,11 +165,13 @@ def _silent(_line: str) -> None:
     """The default of `note`."""
 
 
-def _guarded(source: Source, setting: _Setting, *, dry_run: bool) -> BatchRow:
-    """One scan's row, whatever happens to it."""
+def _guarded(source: Source, setting: _Setting, *, dry_run: bool, found: bool) -> BatchRow:
+    """One scan's row, whatever happens to it; `found`: by searching a folder, not named by the user."""
     begun = time.perf_counter()
     try:
         row = _plan_row(source, setting) if dry_run else _upscale_one(source, setting)
+    except NoImageError as error:
+        row = BatchRow(source.name, "skipped" if found else "failed", 0.0, _reason(source, error))
     except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the row
         row = BatchRow(source.name, "failed", 0.0, _reason(source, error))
     setting.note(f"{row.scan}: {row.status}" + (f": {row.reason}" if row.reason else ""))
@@ -189,11 +205,22 @@ def _opened(source: Source, setting: _Setting) -> tuple[Scan, Upscaler, Plan, tu
     levels = omezarr.plan_levels(shape, grid, chunk=options.chunk, shard=options.shard)
     factor = scan.grid.pad_factor(upscaler.factor)
     block = tuple(math.ceil(s / f) for s, f in zip(levels[0].shard, factor, strict=True))
-    # A whole shard of the result is held beside the tile.
-    shard_bytes = math.prod(levels[0].shard) * scan.intensity.dtype.itemsize
-    memory = None if setting.memory is None else setting.memory - 2 * shard_bytes
-    chosen = plan(scan, upscaler, memory=memory, device=setting.device, tile=options.tile, block=block)
+    memory = setting.memory - _shard_bytes(levels, scan) - _cache_bytes(setting)
+    on_card = torch_device(setting.device).type == "cuda"
+    chosen = plan(
+        scan, upscaler, memory=None if on_card else memory, device=setting.device, tile=options.tile, block=block
+    )
     return scan, upscaler, chosen, levels
+
+
+def _shard_bytes(levels: Sequence[omezarr.Level], scan: Scan) -> int:
+    """What is held beside a tile: the shard being filled, and its compressed twin while it is written."""
+    return 2 * min(math.prod(levels[0].shard), math.prod(levels[0].shape)) * scan.intensity.dtype.itemsize
+
+
+def _cache_bytes(setting: _Setting) -> int:
+    """What the readers may keep of decoded samples: a quarter of what the interpreter leaves, at most 512 MiB."""
+    return int(min(max(0, setting.memory - BASE_BYTES) // 4, KEEP_BYTES_MOST))
 
 
 def _tasks(levels: Sequence[omezarr.Level]) -> Iterator[list[Task]]:
@@ -204,6 +231,7 @@ def _tasks(levels: Sequence[omezarr.Level]) -> Iterator[list[Task]]:
 
 def _plan_row(source: Source, setting: _Setting) -> BatchRow:
     scan, upscaler, chosen, levels = _opened(source, setting)
+    held = BASE_BYTES + _cache_bytes(setting) + _shard_bytes(levels, scan) + chosen.bytes_per_tile
     size = sum(math.prod(level.shape) for level in levels) * scan.intensity.dtype.itemsize
     details = {
         "shape": scan.shape,
@@ -215,12 +243,14 @@ def _plan_row(source: Source, setting: _Setting) -> BatchRow:
         "shards": sum(map(len, _tasks(levels))),
         "levels": len(levels),
         "tile_mb": round(chosen.bytes_per_tile / 1e6, 1),
+        "memory_mb": round(held / 1e6, 1),
         "size_mb": round(size / 1e6, 1),
         "method": describe(upscaler),
     }
     reason = (
         f"{_by(scan.shape)} -> {_by(chosen.shape)}, {details['tiles']} tiles of {_by(chosen.tile)} with a halo of "
-        f"{_by(chosen.halo)}, about {details['tile_mb']} MB a tile, at most {details['size_mb']} MB on the disk"
+        f"{_by(chosen.halo)}, at most {details['memory_mb']} MB of memory a worker, {details['size_mb']} MB on the disk "
+        "before compression"
     )
     return BatchRow(source.name, "planned", 0.0, reason, str(_final(source, setting)), scan.warnings, details)
 
@@ -237,27 +267,44 @@ def _upscale_one(source: Source, setting: _Setting) -> BatchRow:
     scan, upscaler, chosen, levels = _opened(source, setting)
     final = _final(source, setting)
     identity = _identity(source, scan, upscaler, levels, setting)
-    if final.exists():
-        if omezarr.stored_job(final) == identity:
-            drop_records(final)
-            return BatchRow(source.name, "skipped", 0.0, "already there", str(final), scan.warnings)
-        if not setting.overwrite:
-            raise JobChangedError(
-                f"{final}: exists and came from another input, method or option; use --overwrite or another --out"
-            )
+    if _is_there(final, identity, levels, setting):
+        drop_leftovers(final)
+        return BatchRow(source.name, "skipped", 0.0, "already there", str(final), scan.warnings)
     part = final.with_name(final.name + ".part")
     with Progress.open(part, identity, tile=chosen.tile, restart=setting.overwrite) as progress:
         chosen = replace(chosen, tile=progress.tile)
         if not progress.begun:
             attributes = _attributes(scan, upscaler, identity)
-            omezarr.create(part, levels, intensity=scan.intensity, name=source.name, attributes=attributes)
+            omezarr.create(
+                part,
+                levels,
+                intensity=result_scan(scan, upscaler, scan.data).intensity,
+                name=source.name,
+                factor=chosen.factor,
+                attributes=attributes,
+            )
             progress.begin()
         job = ShardJob(source, setting.options.series, scan.intensity, upscaler, chosen, part, levels, setting.device)
         _fill(job, progress, scan, setting)
-    if final.exists():
-        shutil.rmtree(final)
-    progress.finish(final)
+        progress.finish(final)
     return BatchRow(source.name, "done", 0.0, "", str(final), scan.warnings)
+
+
+def _is_there(final: Path, identity: dict[str, Any], levels: Sequence[omezarr.Level], setting: _Setting) -> bool:
+    """Whether the result is complete already.
+
+    Raises:
+        JobChangedError: something else has its name, or shards of it are gone, and it may not be replaced.
+    """
+    if not final.exists():
+        return False
+    same = omezarr.stored_job(final) == identity
+    if same and omezarr.is_whole(final, levels):
+        return True
+    if not setting.overwrite:
+        found = "has lost shards since" if same else "came from another input, method or option"
+        raise JobChangedError(f"{final}: exists and {found}; use --overwrite or another --out")
+    return False
 
 
 def _fill(job: ShardJob, progress: Progress, scan: Scan, setting: _Setting) -> None:
@@ -299,7 +346,9 @@ def _attributes(scan: Scan, upscaler: Upscaler, identity: dict[str, Any]) -> dic
 
 
 def _write_table(path: Path, rows: Sequence[BatchRow]) -> None:
-    with path.open("w", newline="") as stream:
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["scan", "status", "seconds", "reason", "output"])
         table.writerows([row.scan, row.status, row.seconds, row.reason, row.output] for row in rows)
+    part.replace(path)

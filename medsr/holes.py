@@ -1,6 +1,8 @@
-"""NaN holes of float scans: filled from their rim for the method, and put back after it."""
+"""Holes (NaN, padding): filled from their rim for the method, and put back after it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from medsr.scan import Factor
 
-__all__ = ["HOLE_REACH", "fill_holes", "refine_holes"]
+__all__ = ["HOLE_REACH", "fill_holes", "refined"]
 
 HOLE_REACH = 8
 """Passes of the normalized convolution that fills NaN holes; also the halo these need, in coarse samples."""
@@ -42,8 +44,8 @@ def fill_holes(unit: NDArray[np.float32], holes: NDArray[np.bool_], *, dims: int
     return torch.where(known > 0, value, 0.5).numpy().reshape(unit.shape)
 
 
-def refine_holes(holes: NDArray[np.bool_], factor: Factor) -> NDArray[np.bool_]:
-    """The holes on the refined grid: each covers the fine samples of its coarse ones."""
+def refined(samples: NDArray[Any], factor: Factor) -> NDArray[Any]:
+    """Samples on the refined grid, each repeated over the fine samples of its cell; any leading axes."""
     for axis, f in zip(range(-len(factor), 0), factor, strict=True):
-        holes = np.repeat(holes, f, axis)
-    return holes
+        samples = np.repeat(samples, f, axis)
+    return samples

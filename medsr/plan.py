@@ -90,7 +90,7 @@ def plan(
     dims = len(upscaler.factor)
     factor = scan.grid.pad_factor(upscaler.factor)
     halo = (0,) * (len(factor) - dims) + tuple(upscaler.halo)
-    if scan.intensity.dtype.kind == "f":
+    if scan.intensity.may_have_holes:
         halo = tuple(h + HOLE_REACH if i >= len(factor) - dims else h for i, h in enumerate(halo))
     shape = tuple(n * f for n, f in zip(scan.shape, factor, strict=True))
     lead = (1,) * (len(factor) - dims)

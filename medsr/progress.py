@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 
 from medsr.workers import Task
 
-__all__ = ["JobChangedError", "Progress", "drop_records", "input_digest"]
+__all__ = ["JobChangedError", "Progress", "drop_leftovers", "input_digest", "lock"]
 
 FILE = "medsr-progress.jsonl"
 SLICE = 1 << 20
@@ -80,7 +80,7 @@ class Progress:
             shutil.rmtree(part)
         part.mkdir(parents=True, exist_ok=True)
         stream = (part / FILE).open("a+")
-        _lock(stream, part)
+        lock(stream, part)
         stream.seek(0)
         text = stream.read()
         records = _records(text)
@@ -103,6 +103,7 @@ class Progress:
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
             stream.truncate(0)
             begun, records = False, []
+        _drop_torn_files(part)
         progress = cls(part, stream, header["tile"] if begun else tile, begun=begun)
         progress._header = {"complete_metadata": True, "identity": identity, "tile": list(progress.tile)}
         for record in records[1:]:
@@ -132,13 +133,18 @@ class Progress:
         self._write({"level": task.level, "shard": list(task.index), "digest": digest})
 
     def finish(self, final: Path) -> None:
-        """Give the complete result its final name, then drop the record file."""
+        """Give the complete result its final name, in the place of an older one, then drop the record file."""
         for folder, _, files in os.walk(self.part):
             for path in [folder, *(os.path.join(folder, f) for f in files if f == "zarr.json")]:
                 _sync(path)
+        if os.name == "nt":  # no folder is renamed there while a file in it is open
+            self._stream.close()
+        if final.exists():
+            shutil.rmtree(_old(final), ignore_errors=True)
+            final.rename(_old(final))
         self.part.rename(final)
         _sync(final.parent)
-        drop_records(final)
+        drop_leftovers(final)
 
     def _write(self, record: dict[str, Any]) -> None:
         self._stream.write(json.dumps(record) + "\n")
@@ -155,9 +161,21 @@ def _sync(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def drop_records(final: Path) -> None:
-    """Remove the record file of a complete result, which a crash may have left."""
+def _old(final: Path) -> Path:
+    return final.with_name(final.name + ".old.part")
+
+
+def drop_leftovers(final: Path) -> None:
+    """Remove what a crash may have left of a complete result: its record file, and the result it replaced."""
     (final / FILE).unlink(missing_ok=True)
+    shutil.rmtree(_old(final), ignore_errors=True)
+
+
+def _drop_torn_files(part: Path) -> None:
+    """Remove what a killed process left half-written beside the shards: all but metadata, records and shards."""
+    for file in part.rglob("*"):
+        if file.is_file() and file.name not in (FILE, "zarr.json") and not file.name.isdecimal():
+            file.unlink()
 
 
 def _records(text: str) -> list[dict[str, Any]]:
@@ -174,8 +192,12 @@ def _records(text: str) -> list[dict[str, Any]]:
     return records
 
 
-def _lock(stream: IO[str], part: Path) -> None:
-    """Hold the record file for this process until it is closed or the process ends (POSIX; elsewhere no lock)."""
+def lock(stream: IO[str], owned: Path) -> None:
+    """Hold a file for this process until it is closed or the process ends (POSIX; elsewhere no lock).
+
+    Raises:
+        JobChangedError: another process holds it; the file is closed. `owned` is what the message names.
+    """
     try:
         import fcntl
     except ImportError:
@@ -184,6 +206,4 @@ def _lock(stream: IO[str], part: Path) -> None:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         stream.close()
-        raise JobChangedError(
-            f"{part}: another process is writing this result; wait for it or use another --out"
-        ) from None
+        raise JobChangedError(f"{owned}: another process is writing here; wait for it or use another --out") from None

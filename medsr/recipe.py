@@ -142,7 +142,7 @@ class TrainingRecipe(Part):
 
     pixel_steps: int = Field(2000, ge=0, description="steps of the pixel phase")
     adversarial_steps: int = Field(0, ge=0, description="steps of the adversarial phase that follows (srgan only)")
-    batch: int = Field(16, ge=1, description="patches of one step")
+    batch: int = Field(16, ge=1, description="patches of one step, in each process")
     accumulate: int = Field(1, ge=1, description="batches summed before a step, for less memory")
     learning_rate: float = Field(2e-4, gt=0, description="Adam's step size in the pixel phase")
     adversarial_learning_rate: float = Field(1e-4, gt=0, description="Adam's step size in the adversarial phase")

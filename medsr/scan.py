@@ -173,6 +173,8 @@ class Intensity:
         slope, intercept, units: calibration of the file; quantity = slope * stored + intercept, in `units`
             ("HU", "um"; empty where the file does not say). Recorded, never applied to the data.
         window: (low, high) stored values the file proposes for display; recorded, never applied to the data.
+        padding: closed range of stored values that mean "nothing was measured here" (DICOM pixel padding, a no-data
+            value); such samples are holes, as NaN is: never interpolated, never measured, kept as they are.
 
     Raises:
         ValueError: black equals white, or either is not finite.
@@ -186,6 +188,7 @@ class Intensity:
     intercept: float = 0.0
     units: str = ""
     window: tuple[float, float] | None = None
+    padding: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         dtype = np.dtype(self.dtype).newbyteorder("=")
@@ -218,6 +221,19 @@ class Intensity:
             raise ValueError(f"to_stored: expected finite values for {self.dtype}, found NaN or infinity")
         info = np.iinfo(self.dtype)
         return np.clip(np.rint(values), info.min, info.max).astype(self.dtype)
+
+    def holes(self, stored: Array) -> NDArray[np.bool_]:
+        """True where a sample (any shape, stored values) was not measured: NaN, infinity or padding."""
+        stored = np.asarray(stored)
+        found = ~np.isfinite(stored) if stored.dtype.kind == "f" else np.zeros(stored.shape, bool)
+        if self.padding is not None:
+            found |= (stored >= min(self.padding)) & (stored <= max(self.padding))
+        return found
+
+    @property
+    def may_have_holes(self) -> bool:
+        """False where no stored value can be a hole: integers without padding."""
+        return self.dtype.kind == "f" or self.padding is not None
 
     def at(self, quantity: Array) -> Array:
         """Stored value at which the calibrated quantity (in `units`) is reached; the inverse of the calibration."""
@@ -303,13 +319,15 @@ def robust_intensity(values: Array, dtype: DTypeLike, *, padding: tuple[float, f
     """The line from the 0.1 to the 99.9 percentile of `values` (any shape, stored units), which neither a hot pixel
     nor a saturated edge can move.
 
-    Samples within 2 % of the observed extreme that stand apart from all others (a gap of more than 8 % of the range,
-    at most a quarter of the samples) are left out of the percentiles; so is `padding`, a closed range of stored
-    values. A constant scan gets a line one stored unit long.
+    Samples within 2 % of the observed extreme that stand apart from all others (a gap of more than 8 % of the range)
+    are left out of the percentiles where they are saturated (within 2 % of the limit of an integer dtype, at most a
+    quarter of the samples) or few (at most 1 %); so is `padding`, a closed range of stored values. A constant scan
+    gets a line one stored unit long.
 
     Raises:
         ValueError: no finite value is left.
     """
+    dtype = np.dtype(dtype)
     kept = np.asarray(values).ravel()
     if kept.dtype.kind == "f":
         kept = kept[np.isfinite(kept)]
@@ -319,22 +337,24 @@ def robust_intensity(values: Array, dtype: DTypeLike, *, padding: tuple[float, f
         kept = inside if inside.size else kept
     if kept.size == 0:
         raise ValueError("expected at least one finite value, found none (all NaN or infinite)")
-    for sign in (1.0, -1.0):
-        kept = sign * _without_outliers(sign * kept)
+    limits = (math.inf, -math.inf) if dtype.kind == "f" else (np.iinfo(dtype).max, np.iinfo(dtype).min)
+    for sign, limit in zip((1.0, -1.0), limits, strict=True):
+        kept = sign * _without_outliers(sign * kept, limit=sign * float(limit))
     low, high = (float(v) for v in np.percentile(kept, (0.1, 99.9)))
     if low == high:
         low, high = float(kept.min()), float(kept.max())
     if low == high:
-        high = low + (1.0 if np.dtype(dtype).kind != "f" else max(abs(low), 1.0) * 1e-3)
-    return Intensity(low, high, np.dtype(dtype))
+        high = low + (1.0 if dtype.kind != "f" else max(abs(low), 1.0) * 1e-3)
+    return Intensity(low, high, dtype, padding=padding)
 
 
-def _without_outliers(values: Array) -> Array:
-    """Drop isolated clusters at the upper extreme (module-level rule of `robust_intensity`)."""
+def _without_outliers(values: Array, *, limit: float) -> Array:
+    """Drop isolated clusters at the upper extreme, whose physical limit is `limit` (rule of `robust_intensity`)."""
     for _ in range(8):
         top, span = values.max(), values.max() - values.min()
         rest = values[values < top - 0.02 * span]
-        if span == 0 or rest.size < 0.75 * values.size or rest.min() == rest.max():
+        share = 0.25 if top >= limit - 0.02 * abs(limit) else 0.01
+        if span == 0 or rest.size < (1 - share) * values.size or rest.min() == rest.max():
             return values
         if np.percentile(rest, 99.9) > top - 0.1 * span:
             return values

@@ -110,8 +110,8 @@ class RandPatchd(Randomizable, MapTransform):  # type: ignore[misc]
     """Cut a random patch out of each scan, where there is tissue or signal; only the patch is read.
 
     The place is drawn on the scan of the first key and used for all, so that scans of one shape stay aligned. Where a
-    scan has more axes than the patch, one plane (time point, channel) is drawn. Holes (NaN) are avoided where there
-    is room, and filled from their rim. Where the patch is small, it reads what it needs and nothing more.
+    scan has more axes than the patch, one plane (time point, channel) is drawn. Holes (NaN, padding) are avoided where
+    there is room, and filled from their rim.
 
     Args:
         keys: where lazy scans are (see LoadScand), and where MetaTensors (1, *patch) in unit intensity will be.
@@ -236,7 +236,7 @@ class RandDegraded(Randomizable, MapTransform):  # type: ignore[misc]
 def cut_patch(scan: Scan, first: tuple[int, ...], patch: tuple[int, ...], *, margin: tuple[int, ...]) -> MetaTensor:
     """The patch of a scan that starts at `first`, with a margin around it; (1, *patch + 2 margin), unit intensity.
 
-    Beyond the scan its edge samples are repeated; holes (NaN) are filled from their rim.
+    Beyond the scan its edge samples are repeated; holes (NaN, padding) are filled from their rim.
     """
     lead = len(first) - len(patch)
     region = list(patch_region(first, patch))
@@ -245,11 +245,12 @@ def cut_patch(scan: Scan, first: tuple[int, ...], patch: tuple[int, ...], *, mar
         low, high = region[axis].start - m, region[axis].stop + m
         region[axis] = slice(max(low, 0), min(high, scan.shape[axis]))
         pads.append((max(-low, 0), max(high - scan.shape[axis], 0)))
-    unit = scan.intensity.to_unit(scan.read(tuple(region)))
-    unit = unit.reshape(unit.shape[lead:])
+    stored = scan.read(tuple(region))
+    stored = stored.reshape(stored.shape[lead:])
     if any(any(pad) for pad in pads):
-        unit = np.pad(unit, pads, mode="edge")
-    holes = ~np.isfinite(unit)
+        stored = np.pad(stored, pads, mode="edge")
+    unit = scan.intensity.to_unit(stored)
+    holes = scan.intensity.holes(stored)
     if holes.any():
         unit = fill_holes(unit, holes, dims=len(patch))
     spacing = scan.grid.spacing_um[lead:] if scan.grid.spacing_um is not None else None

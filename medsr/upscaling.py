@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsr.holes import fill_holes, refine_holes
+from medsr.holes import fill_holes, refined
 from medsr.plan import Device, MemoryTooSmallError, Plan, placed, plan, torch_device
 from medsr.scan import Region, Scan
 from medsr.tiles import Tile, region_shape, split
@@ -37,7 +37,8 @@ def upscale(
 
     Returns:
         A scan of shape `scan.shape * factor`, same dtype, the grid refined, history extended. Integers are rounded and
-        clipped to their dtype. NaN stays NaN: each hole covers the fine samples of its coarse ones.
+        clipped to their dtype. What was not measured (NaN, infinity, padding) stays as it is: each hole covers the
+        fine samples of its coarse ones.
 
     Raises:
         MemoryTooSmallError, ValueError: as `plan`.
@@ -52,8 +53,12 @@ def upscale(
 
 
 def result_scan(scan: Scan, upscaler: Upscaler, data: Any) -> Scan:
-    """The scan that holds an upscaled array: grid refined, history extended."""
-    done = replace(scan, data=data, grid=scan.grid.refine(upscaler.factor))
+    """The scan that holds an upscaled array: grid refined, history extended.
+
+    Its intensity names no significant bits: a crisp edge may overshoot the 12 bits of a detector.
+    """
+    intensity = replace(scan.intensity, bits=None)
+    done = replace(scan, data=data, grid=scan.grid.refine(upscaler.factor), intensity=intensity)
     return done.noted(f"upscaled {'x'.join(map(str, upscaler.factor))} by {describe(upscaler)}")
 
 
@@ -93,8 +98,9 @@ def upscaled_blocks(
 def _upscaled(scan: Scan, upscaler: Upscaler, tile: Tile, device: torch.device) -> NDArray[Any]:
     """Stored values of the fine samples one tile keeps."""
     dims = len(upscaler.factor)
-    unit = scan.intensity.to_unit(scan.read(tile.read))
-    holes = ~np.isfinite(unit) if scan.intensity.dtype.kind == "f" else None
+    stored = scan.read(tile.read)
+    unit = scan.intensity.to_unit(stored)
+    holes = scan.intensity.holes(stored) if scan.intensity.may_have_holes else None
     if holes is not None and holes.any():
         unit = fill_holes(unit, holes, dims=dims)
     else:
@@ -109,9 +115,13 @@ def _upscaled(scan: Scan, upscaler: Upscaler, tile: Tile, device: torch.device) 
             f"{tuple(estimate.shape)}; a method returns its input's size times its factor"
         )
     fine = estimate.numpy().reshape(*unit.shape[:-dims], *expected)[tile.keep]
+    result = scan.intensity.to_stored(fine)
     if holes is not None:
-        fine = np.where(refine_holes(holes, upscaler.factor)[tile.keep], np.float32(np.nan), fine)
-    return scan.intensity.to_stored(fine)
+        # What was not measured stays as it was stored: NaN, infinity, each padding value.
+        result = np.where(
+            refined(holes, upscaler.factor)[tile.keep], refined(stored, upscaler.factor)[tile.keep], result
+        )
+    return result
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
@@ -20,7 +21,11 @@ from medsr.scan import Intensity, Scan
 from medsr.upscaler import Upscaler
 from medsr.upscaling import upscaled_blocks
 
-__all__ = ["Crew", "ShardJob", "Task", "fill_shard"]
+__all__ = ["Crew", "ShardJob", "Task", "WorkerDiedError", "fill_shard"]
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process was killed from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +69,7 @@ def fill_shard(job: ShardJob, task: Task, scan: Scan | None = None) -> str:
     region = omezarr.shard_region(level, task.index)
     if task.level:
         finer = job.levels[task.level - 1]
-        below = tuple(
-            slice(r.start * s, min(r.stop * s, n)) for r, s, n in zip(region, level.step, finer.shape, strict=True)
-        )
-        block = omezarr.average(omezarr.read_region(job.root, finer, below), level.step)
+        block = omezarr.averaged_shard(job.root, finer, level, task.index, intensity=job.intensity)
         return omezarr.write_shard(job.root, level, task.index, block)
     scan = scan if scan is not None else _opened(job)
     shard = np.empty(tuple(r.stop - r.start for r in region), job.intensity.dtype)
@@ -129,11 +131,14 @@ class Crew:
             import tempfile
 
             self._folder = tempfile.TemporaryDirectory(prefix="medsr-")
-            threads = max(1, (os.cpu_count() or 1) // self.workers)
-            self._pool = ProcessPoolExecutor(
-                self.workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(threads,)
-            )
+            self._pool = self._new_pool()
         return self
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        return ProcessPoolExecutor(
+            self.workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(threads,)
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -143,7 +148,11 @@ class Crew:
             self._folder.cleanup()
 
     def run(self, job: ShardJob, tasks: Iterable[Task], *, scan: Scan | None = None) -> Iterator[tuple[Task, str]]:
-        """Fill shards; yields (task, digest) as each is on the disk."""
+        """Fill shards; yields (task, digest) as each is on the disk.
+
+        Raises:
+            WorkerDiedError: a process was killed; the crew has new ones for the next scan.
+        """
         if self._pool is None:
             for task in tasks:
                 yield task, fill_shard(job, task, scan)
@@ -162,6 +171,16 @@ class Crew:
                     return
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(done), done.result()
+        except BrokenProcessPool:
+            running.clear()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._new_pool()
+            raise WorkerDiedError(
+                "a worker process died, most likely killed for want of memory; use fewer --workers or less --memory, "
+                "and give the same command again: it goes on where it stopped"
+            ) from None
         finally:
+            # The next scan begins when no process writes to this one.
             for left in running:
                 left.cancel()
+            wait(running)

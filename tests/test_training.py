@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import pickle
+import random
 import signal
 import warnings
 from collections import Counter
@@ -23,7 +25,7 @@ from medsr.data import sample_path
 from medsr.io import Source, find_scans, read_scan
 from medsr.recipe import Recipe
 from medsr.training import TrainingError, train
-from medsr.training.callbacks import Averaged
+from medsr.training.callbacks import Averaged, RandomNumbers
 from medsr.training.data import PatchDataset, PatchSampler, Portion, Shelf, patch_transforms, window_of
 from medsr.training.phases import AdversarialPhase, PixelPhase, build_discriminator, scheduled
 from medsr.training.survey import blank_card, split_scans
@@ -506,6 +508,31 @@ def test_loss_networks_are_no_part_of_the_module(tmp_path: Path) -> None:
         for kind in ("srgan", "patch"):
             discriminator = build_discriminator(method.model_copy(update={"discriminator": kind}), (patch,) * dims)
             assert discriminator(torch.rand(2, 1, *(patch,) * dims)).shape[0] == 2
+
+
+def test_random_numbers_are_restored(tmp_path: Path) -> None:
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
+
+    callback = RandomNumbers()
+    torch.save(callback.state_dict(), tmp_path / "state.pt")
+    first = drawn()
+    assert drawn() != first
+    callback.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert drawn() == first
+
+
+def test_patches_have_a_margin_for_the_blur_and_travel_to_other_processes(folder: Path) -> None:
+    blur = {"fwhm_samples": (2.0, 3.0)}
+    recipe = recipe_of(folder, Path("run"), degradation=blur)
+    transforms = patch_transforms(recipe, [None])
+    halo = recipe.degradation.center((2, 2)).halo
+    assert all(m >= 2 * h > 0 for m, h in zip(transforms[0].margin, halo, strict=True))
+    dataset = PatchDataset([Portion(source) for source in find_scans(folder)], Shelf(recipe), transforms)
+    pair = dataset[1, 7]
+    again = pickle.loads(pickle.dumps(dataset))[1, 7]
+    assert all(torch.equal(a, b) for a, b in zip(pair, again, strict=True))
+    assert tuple(pair[1].shape) == (1, 32, 32)
 
 
 def test_the_card_names_no_file(folder: Path, tmp_path: Path) -> None:

@@ -175,6 +175,19 @@ def test_holes_are_avoided_and_filled() -> None:
     assert torch.isfinite(patch).all()
 
 
+def test_padding_is_a_hole() -> None:
+    stored = np.random.default_rng(0).integers(400, 600, (120, 120)).astype(np.uint16)
+    stored[:, :60] = 65535
+    intensity = Intensity(0, 1000, stored.dtype, padding=(65535, 65535))
+    scan = Scan(stored, Grid(("y", "x")), intensity)
+    cut = RandPatchd("scan", (32, 32)).set_random_state(seed=0)
+    for _ in range(30):
+        assert float(cut({"scan": scan})["scan"].max()) < 0.7
+        assert cut.place[1] >= 40
+    whole = RandPatchd("scan", (120, 120)).set_random_state(seed=0)({"scan": scan})["scan"]
+    assert float(whole.max()) < 0.7
+
+
 def test_planes_of_a_stack_are_drawn_for_flat_patches() -> None:
     stored = np.repeat(np.arange(1, 31, dtype=np.uint16)[:, None, None] * 30, 64, 1).repeat(64, 2)
     cut = RandPatchd("scan", (32, 32), foreground=0.0).set_random_state(seed=0)

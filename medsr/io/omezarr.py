@@ -20,9 +20,10 @@ from medsr.scan import SPATIAL, Axis, Factor, Grid, Intensity, Region
 __all__ = [
     "Level",
     "average",
+    "averaged_shard",
     "create",
+    "is_whole",
     "plan_levels",
-    "read_region",
     "shard_digest",
     "shard_region",
     "stored_job",
@@ -99,7 +100,13 @@ def _step(grid: Grid, axis: Axis, size: int) -> int:
 
 
 def create(
-    root: Path, levels: Sequence[Level], *, intensity: Intensity, name: str, attributes: Mapping[str, Any]
+    root: Path,
+    levels: Sequence[Level],
+    *,
+    intensity: Intensity,
+    name: str,
+    factor: Factor,
+    attributes: Mapping[str, Any],
 ) -> None:
     """Make the group and its empty arrays, metadata complete.
 
@@ -108,6 +115,8 @@ def create(
         levels: of `plan_levels`.
         intensity: of the result; its window (else its black and white) becomes the omero window.
         name: shown by viewers.
+        factor: refinement of each axis that led here; an axis of unknown spacing counts samples of the input, so its
+            cells are 1 / factor long.
         attributes: what is stored under the key "medsr" beside the intensity; plain JSON.
 
     References:
@@ -117,7 +126,7 @@ def create(
     from yaozarrs import v05
     from zarr.codecs import BloscCodec
 
-    ome = _ome(levels, intensity, name)
+    ome = _ome(levels, intensity, name, factor)
     v05.Image.model_validate(ome)
     ours = {**attributes, "intensity": _intensity(intensity)}
     zarr.create_group(root, attributes={"ome": ome, "medsr": ours}, zarr_format=3)
@@ -144,10 +153,11 @@ def _intensity(intensity: Intensity) -> dict[str, Any]:
         "slope": intensity.slope,
         "intercept": intensity.intercept,
         "units": intensity.units,
+        "padding": intensity.padding,
     }
 
 
-def _ome(levels: Sequence[Level], intensity: Intensity, name: str) -> dict[str, Any]:
+def _ome(levels: Sequence[Level], intensity: Intensity, name: str, factor: Factor) -> dict[str, Any]:
     grid = levels[0].grid
     kinds = {"t": "time", "c": "channel"}
     axes: list[dict[str, str]] = []
@@ -156,11 +166,11 @@ def _ome(levels: Sequence[Level], intensity: Intensity, name: str) -> dict[str, 
         if grid.spacing_of(axis) is not None and axis in SPATIAL:
             entry["unit"] = "micrometer"
         axes.append(entry)
-    datasets, cells = [], [1.0] * len(grid.axes)
+    datasets, cells = [], [1.0 / f for f in factor]
     for level in levels:
         cells = [c * s for c, s in zip(cells, level.step, strict=True)]
         spacing = level.grid.spacing_um or (None,) * len(cells)
-        # An axis of unknown spacing counts samples of level 0, without a unit.
+        # An axis of unknown spacing counts samples of the input, without a unit.
         scale = [c if s is None else s for c, s in zip(cells, spacing, strict=True)]
         origin = level.grid.origin_um
         move = [(c - 1) / 2 if s is None else o for c, s, o in zip(cells, spacing, origin, strict=True)]
@@ -251,25 +261,42 @@ def stored_job(root: Path) -> dict[str, Any] | None:
         return None
 
 
-def read_region(root: Path, level: Level, region: Region) -> NDArray[Any]:
-    """Stored values of a region of a level."""
+def averaged_shard(root: Path, finer: Level, level: Level, index: Index, *, intensity: Intensity) -> NDArray[Any]:
+    """One shard of `level`, averaged from the level below it chunk by chunk, so that only the shard is in memory."""
     import zarr
 
-    return np.asarray(zarr.open_array(root, path=level.path, mode="r")[region])
+    below = zarr.open_array(root, path=finer.path, mode="r")
+    region = shard_region(level, index)
+    shard = np.empty([r.stop - r.start for r in region], intensity.dtype)
+    starts = [range(r.start, r.stop, c) for r, c in zip(region, level.chunk, strict=True)]
+    for corner in product(*starts):
+        target = [slice(a, min(a + c, r.stop)) for a, c, r in zip(corner, level.chunk, region, strict=True)]
+        source = tuple(
+            slice(t.start * s, min(t.stop * s, n)) for t, s, n in zip(target, level.step, finer.shape, strict=True)
+        )
+        place = tuple(slice(t.start - r.start, t.stop - r.start) for t, r in zip(target, region, strict=True))
+        shard[place] = average(np.asarray(below[source]), level.step, intensity=intensity)
+    return shard
 
 
-def average(data: NDArray[Any], step: Factor) -> NDArray[Any]:
+def is_whole(root: Path, levels: Sequence[Level]) -> bool:
+    """Whether every shard of every level has its file."""
+    return all(_shard_file(root, level, index).is_file() for level in levels for index, _ in shard_regions(level))
+
+
+def average(data: NDArray[Any], step: Factor, *, intensity: Intensity | None = None) -> NDArray[Any]:
     """Area average over blocks of `step` (1 or 2 for each axis), same dtype; integers are rounded.
 
-    The last block along an axis of odd size is an average over what is there. NaN is left out of an average; a block
-    of NaN only stays NaN.
+    The last block along an axis of odd size is an average over what is there. Holes (NaN, and the padding of
+    `intensity`) are left out of an average; a block of holes only keeps the value of its first.
     """
     exact = np.float32 if data.dtype.kind in "iu" and data.dtype.itemsize <= 2 else np.float64
     total = data.astype(exact)
     count = np.ones((1,) * data.ndim, exact)
-    if data.dtype.kind == "f":
-        count = np.isfinite(data).astype(exact)
-        total = np.where(count > 0, total, 0)
+    if intensity is not None and intensity.may_have_holes:
+        holes = intensity.holes(data)
+        count = (~holes).astype(exact)
+        total[holes] = 0
     for axis, s in enumerate(step):
         if s > 1:
             if count.shape[axis] == 1 and total.shape[axis] > 1:
@@ -277,6 +304,8 @@ def average(data: NDArray[Any], step: Factor) -> NDArray[Any]:
             total, count = _pairs(total, axis), _pairs(count, axis)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total / count
+    first = data[tuple(slice(None, None, s) for s in step)]
+    mean = np.where(count > 0, mean, first)
     if data.dtype.kind in "iu":
         np.rint(mean, out=mean)
     result: NDArray[Any] = mean.astype(data.dtype)

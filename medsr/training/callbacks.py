@@ -150,7 +150,7 @@ class Validation(Callback):
             self._runlog.row(phase.name, done, event="validation", **figures)
             self._report.say(_line(phase, done, figures))
         self.figures = trainer.strategy.broadcast(figures)
-        self.is_best = self.figures["psnr_db"] > self.best
+        self.is_best = math.isinf(self.best) or self.figures["psnr_db"] > self.best
         self.best = max(self.best, self.figures["psnr_db"])
         self._without_better = 0 if self.is_best else self._without_better + 1
         if self._patience is not None and self._without_better >= self._patience and done < phase.steps:
@@ -230,6 +230,13 @@ class Keeper(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop listening."""
+        self._stop_listening()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop listening."""
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -54,7 +54,7 @@ class ForegroundMap:
         """First sample of a patch with at least `foreground` of its samples above the threshold, for each axis.
 
         Where hardly any place has that much, the tenth of all places that has most is drawn from. Places with holes
-        (NaN) are avoided while others are left.
+        (NaN, padding) are avoided while others are left.
         """
         choice = self._allowed(foreground)
         index = np.unravel_index(choice[random.randint(len(choice))], self._lattice)
@@ -100,14 +100,17 @@ class ForegroundMap:
             else:
                 middle = first + (size - min(size, PROBE)) // 2
                 region.append(slice(middle, middle + min(size, PROBE)))
-        unit = scan.intensity.to_unit(np.asarray(scan.data[tuple(region)]))
-        return float(np.mean(unit > self.threshold)), float(np.mean(np.isfinite(unit)))
+        stored = np.asarray(scan.data[tuple(region)])
+        known = ~scan.intensity.holes(stored)
+        bright = scan.intensity.to_unit(stored) > self.threshold
+        return float(np.mean(bright & known)), float(np.mean(known))
 
 
 def _threshold(scan: Scan) -> float:
     values = sample_values(scan.data)
+    values = values[:: max(1, values.size // 400_000)]
     try:
-        return foreground_threshold(scan.intensity.to_unit(values[:: max(1, values.size // 400_000)]))
+        return foreground_threshold(scan.intensity.to_unit(values[~scan.intensity.holes(values)]))
     except ValueError as error:
         raise ScanError(str(error)) from error
 
