@@ -151,7 +151,7 @@ def upscale_folder(
             lock(log, out)
             log.truncate(0)
             stack.callback(lambda: _write_table(out / "batch.csv", rows))
-        crew = stack.enter_context(Crew(1 if dry_run else workers))
+        crew = stack.enter_context(Crew(1 if dry_run else workers, cache_bytes=_cache_bytes(share)))
         setting = _Setting(upscaler, out, options, share, device, overwrite, check, crew, note or _silent, tick)
         for source in sources:
             rows.append(_guarded(source, setting, dry_run=dry_run, found=source.path not in named))
@@ -205,7 +205,7 @@ def _opened(source: Source, setting: _Setting) -> tuple[Scan, Upscaler, Plan, tu
     levels = omezarr.plan_levels(shape, grid, chunk=options.chunk, shard=options.shard)
     factor = scan.grid.pad_factor(upscaler.factor)
     block = tuple(math.ceil(s / f) for s, f in zip(levels[0].shard, factor, strict=True))
-    memory = setting.memory - _shard_bytes(levels, scan) - _cache_bytes(setting)
+    memory = setting.memory - _shard_bytes(levels, scan) - _cache_bytes(setting.memory)
     on_card = torch_device(setting.device).type == "cuda"
     chosen = plan(
         scan, upscaler, memory=None if on_card else memory, device=setting.device, tile=options.tile, block=block
@@ -218,9 +218,9 @@ def _shard_bytes(levels: Sequence[omezarr.Level], scan: Scan) -> int:
     return 2 * min(math.prod(levels[0].shard), math.prod(levels[0].shape)) * scan.intensity.dtype.itemsize
 
 
-def _cache_bytes(setting: _Setting) -> int:
+def _cache_bytes(memory: int) -> int:
     """What the readers may keep of decoded samples: a quarter of what the interpreter leaves, at most 512 MiB."""
-    return int(min(max(0, setting.memory - BASE_BYTES) // 4, KEEP_BYTES_MOST))
+    return int(min(max(0, memory - BASE_BYTES) // 4, KEEP_BYTES_MOST))
 
 
 def _tasks(levels: Sequence[omezarr.Level]) -> Iterator[list[Task]]:
@@ -231,7 +231,7 @@ def _tasks(levels: Sequence[omezarr.Level]) -> Iterator[list[Task]]:
 
 def _plan_row(source: Source, setting: _Setting) -> BatchRow:
     scan, upscaler, chosen, levels = _opened(source, setting)
-    held = BASE_BYTES + _cache_bytes(setting) + _shard_bytes(levels, scan) + chosen.bytes_per_tile
+    held = BASE_BYTES + _cache_bytes(setting.memory) + _shard_bytes(levels, scan) + chosen.bytes_per_tile
     size = sum(math.prod(level.shape) for level in levels) * scan.intensity.dtype.itemsize
     details = {
         "shape": scan.shape,
@@ -249,8 +249,8 @@ def _plan_row(source: Source, setting: _Setting) -> BatchRow:
     }
     reason = (
         f"{_by(scan.shape)} -> {_by(chosen.shape)}, {details['tiles']} tiles of {_by(chosen.tile)} with a halo of "
-        f"{_by(chosen.halo)}, at most {details['memory_mb']} MB of memory a worker, {details['size_mb']} MB on the disk "
-        "before compression"
+        f"{_by(chosen.halo)}, at most {details['memory_mb']} MB of memory a worker, {details['size_mb']} MB before "
+        "compression"
     )
     return BatchRow(source.name, "planned", 0.0, reason, str(_final(source, setting)), scan.warnings, details)
 

@@ -152,7 +152,9 @@ def upscale(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results made in another way.")] = False,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="chunk, shard, tile, series, black, white; [256, 256] a list."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="chunk, shard, tile, series, stack, black, white; [256, 256] a list."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

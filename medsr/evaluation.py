@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medsr.degradation import Degradation, DegradationRange
 from medsr.frc import FourierRings, Resolution, frc_resolution, hole_free_block
-from medsr.io import Source, find_all, read_scan
+from medsr.io import NoImageError, Source, find_all, read_scan
 from medsr.methods.interpolation import Cubic
 from medsr.metrics import Agreement, agreement, foreground_mask
 from medsr.pictures import comparison_png, gray_window
@@ -155,12 +155,14 @@ def evaluate(
         raise ValueError(
             f"degradation: expected the factor {factor} of the method, found {degradation.factor}; use one of the two"
         )
-    sources = find_all(paths)
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: expected a folder for the scores, found a file; give --out another name")
+    sources = find_all(paths, out=out)
     own = method or describe(upscaler).split("(")[0].split()[0].lower()
     methods: tuple[tuple[str, Upscaler], ...] = ((own, upscaler),)
     if not isinstance(upscaler, Cubic):
         methods = (("cubic", Cubic(factor)), *methods)
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     setting = _Setting(methods, factor, degradation, out, series, memory, device, note or _silent, tick or _untold)
     rows: list[dict[str, Any]] = []
@@ -168,6 +170,8 @@ def evaluate(
     for source in sources:
         try:
             rows += _evaluated(source, setting)
+        except NoImageError as error:
+            setting.note(f"{source.name}: skipped: {_reason(source, error)}")
         except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the report
             failed.append((source.name, _reason(source, error)))
             setting.note(f"{source.name}: failed: {failed[-1][1]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -34,6 +34,7 @@ class Trial:
     """
 
     def __init__(self, scan: Scan, factor: Factor, degradation: Degradation | DegradationRange | None) -> None:
+        scan = _with_holes(scan)
         self.scan = scan
         self.axes = len(factor)
         self.factor = scan.grid.pad_factor(factor)
@@ -111,6 +112,28 @@ class Trial:
         number = int(np.ravel_multi_index(index, self.shape[: self.lead])) if index else 0
         unit = self.degraded(self.scan.intensity.to_unit(self.fine(index)), seed=number)
         return self.scan.intensity.to_stored(unit).reshape((1,) * self.lead + unit.shape)
+
+
+class _Unpadded:
+    """Samples of a scan as floats, NaN where they are padding."""
+
+    def __init__(self, scan: Scan, dtype: np.dtype[Any]) -> None:
+        self._scan = scan
+        self.shape = scan.shape
+        self.dtype = dtype
+
+    def __getitem__(self, region: Region) -> Array:
+        stored = self._scan.read(region)
+        return np.where(self._scan.intensity.holes(stored), np.nan, stored).astype(self.dtype)
+
+
+def _with_holes(scan: Scan) -> Scan:
+    """A scan with padding as one of floats with holes, which are measured nowhere."""
+    if scan.intensity.padding is None:
+        return scan
+    dtype = scan.intensity.dtype if scan.intensity.dtype.kind == "f" else np.dtype(np.float32)
+    intensity = replace(scan.intensity, dtype=dtype, padding=None)
+    return replace(scan, data=_Unpadded(scan, dtype), intensity=intensity)
 
 
 @dataclass(frozen=True, slots=True)

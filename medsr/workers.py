@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Self
 
 import numpy as np
 
-from medsr.io import Source, omezarr, read_scan
+from medsr.io import Source, omezarr, read_scan, set_cache_limit
+from medsr.io.lazy import KEEP_BYTES_MOST
 from medsr.plan import Plan
 from medsr.scan import Intensity, Scan
 from medsr.upscaler import Upscaler
@@ -86,7 +87,7 @@ def _opened(job: ShardJob) -> Scan:
     """The job's scan, opened once in this process."""
     if job.root not in _cache:
         _cache.clear()
-        _cache[job.root] = replace(read_scan(job.source, series=job.series), intensity=job.intensity)
+        _cache[job.root] = read_scan(job.source, series=job.series, intensity=job.intensity)
     return _cache[job.root]
 
 
@@ -103,10 +104,12 @@ def _in_worker(job_file: Path, task: Task) -> str:
     return fill_shard(_job[job_file], task)
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, cache_bytes: int) -> None:
     import signal
 
     import torch
+
+    set_cache_limit(cache_bytes)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
@@ -117,16 +120,19 @@ class Crew:
 
     Args:
         workers: processes; each gets an equal share of the cores.
+        cache_bytes: what the readers of a process may keep of decoded samples.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, *, cache_bytes: int = KEEP_BYTES_MOST) -> None:
         if workers < 1:
             raise ValueError(f"workers: expected at least 1, found {workers}")
         self.workers = workers
+        self.cache_bytes = cache_bytes
         self._pool: ProcessPoolExecutor | None = None
         self._jobs = 0
 
     def __enter__(self) -> Self:
+        set_cache_limit(self.cache_bytes)
         if self.workers > 1:
             import tempfile
 
@@ -137,7 +143,10 @@ class Crew:
     def _new_pool(self) -> ProcessPoolExecutor:
         threads = max(1, (os.cpu_count() or 1) // self.workers)
         return ProcessPoolExecutor(
-            self.workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(threads,)
+            self.workers,
+            mp_context=get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(threads, self.cache_bytes),
         )
 
     def __exit__(
@@ -146,6 +155,7 @@ class Crew:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._folder.cleanup()
+        set_cache_limit(KEEP_BYTES_MOST)
 
     def run(self, job: ShardJob, tasks: Iterable[Task], *, scan: Scan | None = None) -> Iterator[tuple[Task, str]]:
         """Fill shards; yields (task, digest) as each is on the disk.

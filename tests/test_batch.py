@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 import zarr
 from ome_zarr_models.v05 import Image
+from torch import Tensor
 
 from medsr.batch import OutputOptions, upscale_folder
 from medsr.data import MAMMOGRAM, NUCLEI
@@ -21,7 +23,7 @@ from medsr.io import omezarr, read_scan
 from medsr.methods.interpolation import Cubic
 from medsr.methods.srresnet import SRResNet
 from medsr.progress import FILE
-from medsr.scan import Grid, Intensity
+from medsr.scan import Grid, Intensity, Scan
 from medsr.upscaling import upscale
 
 SMALL = OutputOptions(chunk=(64, 64), shard=(128, 128))
@@ -98,9 +100,18 @@ def test_unknown_spacing_is_written_without_a_unit(tmp_path: Path) -> None:
     (root,) = tmp_path.glob("*.ome.zarr")
     attributes = zarr.open_group(root, mode="r").attrs["ome"]
     assert all("unit" not in axis for axis in attributes["multiscales"][0]["axes"])
-    second = attributes["multiscales"][0]["datasets"][1]["coordinateTransformations"]
-    assert second[0]["scale"] == [2.0, 2.0]
-    assert second[1]["translation"] == [0.5, 0.5]
+    first, second = (d["coordinateTransformations"] for d in attributes["multiscales"][0]["datasets"][:2])
+    # In samples of the input: half as far apart, the first a quarter before the input's first.
+    assert (first[0]["scale"], first[1]["translation"]) == ([0.5, 0.5], [-0.25, -0.25])
+    assert (second[0]["scale"], second[1]["translation"]) == ([1.0, 1.0], [0.0, 0.0])
+    assert read_scan(root).grid.spacing_um is None
+
+
+def test_unknown_spacing_keeps_the_aspect_of_an_uneven_factor(tmp_path: Path) -> None:
+    upscale_folder(MAMMOGRAM, Cubic((4, 1)), out=tmp_path)
+    (root,) = tmp_path.glob("*.ome.zarr")
+    first = zarr.open_group(root, mode="r").attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    assert (first[0]["scale"], first[1]["translation"]) == ([0.25, 1.0], [-0.375, 0.0])
 
 
 def test_again_skips_and_other_options_are_refused_by_name(scans: Path, tmp_path: Path) -> None:
@@ -154,6 +165,142 @@ def test_interrupt_anywhere_and_run_again_gives_the_same_bytes(
     assert tree(out / "plane.ome.zarr") == tree(undisturbed / "plane.ome.zarr")
     assert written + 1000 == 22 - after + (after == 5), "whole shards are kept, only the torn one is made again"
     assert not part.exists()
+
+
+def test_a_file_torn_by_a_kill_does_not_stay(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    honest = omezarr.write_shard
+
+    def write_shard(root: Path, level: omezarr.Level, index: tuple[int, ...], data: np.ndarray) -> str:
+        digest = honest(root, level, index, data)
+        if index == (1, 1):  # what zarr leaves of a write that is killed
+            (root / level.path / "c" / "1" / "0.0e9a1b2c.partial").write_bytes(b"torn")
+            raise Stop
+        return digest
+
+    monkeypatch.setattr(omezarr, "write_shard", write_shard)
+    with pytest.raises(Stop):
+        upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=out, options=SMALL)
+    assert list(out.rglob("*.partial"))
+    monkeypatch.setattr(omezarr, "write_shard", honest)
+    upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=out, options=SMALL)
+    upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=tmp_path / "calm", options=SMALL)
+    assert tree(out / "plane.ome.zarr") == tree(tmp_path / "calm" / "plane.ome.zarr")
+
+
+def test_a_result_that_lost_a_shard_is_not_called_complete(scans: Path, tmp_path: Path) -> None:
+    upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=tmp_path, options=SMALL)
+    (tmp_path / "plane.ome.zarr" / "0" / "c" / "1" / "1").unlink()
+    row = upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=tmp_path, options=SMALL).rows[0]
+    assert row.status == "failed"
+    assert "lost shards" in row.reason
+
+
+def test_the_old_result_stays_until_the_new_one_is_whole(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=tmp_path, options=SMALL)
+    before = tree(tmp_path / "plane.ome.zarr")
+
+    def stop(*_: object) -> str:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(omezarr, "write_shard", stop)
+        with pytest.raises(Stop):
+            upscale_folder(scans / "plane.tif", Cubic((4, 4)), out=tmp_path, options=SMALL, overwrite=True)
+    assert tree(tmp_path / "plane.ome.zarr") == before
+    upscale_folder(scans / "plane.tif", Cubic((4, 4)), out=tmp_path, options=SMALL, overwrite=True)
+    assert zarr.open_array(tmp_path / "plane.ome.zarr", path="0").shape == (1024, 1024)
+    assert sorted(p.name for p in tmp_path.glob("*.zarr*")) == ["plane.ome.zarr"]
+
+
+class Deadly(Cubic):
+    """Kills its process at scans of a certain size, as the kernel does when memory is short."""
+
+    def __call__(self, low: Tensor, /) -> Tensor:
+        if low.shape[-1] == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(low)
+
+
+def test_a_dead_worker_costs_its_scan_only(tmp_path: Path) -> None:
+    for name, size in (("a", 64), ("b", 40), ("c", 64)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", tifffile.imread(NUCLEI)[3, :size, :size])
+    report = upscale_folder(sorted(tmp_path.glob("*.tif")), Deadly((2, 2)), out=tmp_path / "out", workers=2)
+    assert {row.scan: row.status for row in report.rows} == {"a": "done", "b": "failed", "c": "done"}
+    assert "worker process died" in report.rows[1].reason
+
+
+def test_padding_is_neither_interpolated_nor_averaged(tmp_path: Path) -> None:
+    stored = tifffile.imread(NUCLEI)[3, :64, :64].astype("int16")
+    stored[:, :20] = -2000
+    scan = Scan(stored, Grid(("y", "x")), Intensity(0, 3000, np.dtype("int16"), padding=(-2000, -2000)))
+    for upscaler in (Cubic((2, 2)), SRResNet((2, 2), features=6, blocks=1)):
+        result = upscale(scan, upscaler, tile=(23, 17)).data[:]
+        assert (result[:, :40] == -2000).all()
+        assert result[:, 40:].min() > -1500
+    coarse = omezarr.average(stored, (2, 2), intensity=scan.intensity)
+    assert (coarse[:, :10] == -2000).all()
+    assert coarse[:, 10:].min() >= 0
+
+
+def test_infinity_stays_infinity() -> None:
+    heights = np.ones((16, 16), "float32")
+    heights[3, 4], heights[9, 9] = np.inf, np.nan
+    result = upscale(Scan(heights, Grid(("y", "x")), Intensity(0, 2, np.dtype("float32"))), Cubic((2, 2))).data[:]
+    assert np.isinf(result).sum() == 4
+    assert np.isnan(result).sum() == 4
+
+
+def test_memory_is_kept_for_a_float_stack(tmp_path: Path) -> None:
+    """The peak of a process that upscales a stack whose pyramid would not fit."""
+    stack = np.tile(tifffile.imread(NUCLEI)[:16].astype("float32"), (2, 3, 3))
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=False)
+    code = (
+        "import sys, resource; from medsr.batch import *; from medsr.methods.interpolation import Cubic;"
+        "r = upscale_folder(sys.argv[1], Cubic((1, 2, 2)), out=sys.argv[2], memory=int(9e8));"
+        "assert r.exit_code == 0, r.rows; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "stack.tif"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert int(done.stdout) < 900
+
+
+def test_an_object_without_pixels_is_skipped_in_a_folder_and_fails_by_name(tmp_path: Path) -> None:
+    report_file = Path(pydicom.__file__).parent / "data" / "test_files" / "test-SR.dcm"
+    shutil.copy(report_file, tmp_path / "report.dcm")
+    shutil.copy(MAMMOGRAM, tmp_path / "film.dcm")
+    searched = upscale_folder(tmp_path, Cubic((2, 2)), out=tmp_path / "out", dry_run=True)
+    assert {row.scan: row.status for row in searched.rows} == {"film": "planned", "report": "skipped"}
+    assert searched.exit_code == 0
+    named = upscale_folder(tmp_path / "report.dcm", Cubic((2, 2)), out=tmp_path / "out", dry_run=True)
+    assert named.exit_code == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_too_little_memory_is_said_before_the_work(scans: Path, tmp_path: Path, workers: int) -> None:
+    with pytest.raises(ValueError, match="expected more than 550 MB for each worker"):
+        upscale_folder(scans, Cubic((2, 2)), out=tmp_path / "out", memory=int(5.4e8) * workers, workers=workers)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_as_out_folder_is_refused(scans: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a folder for the results, found a file"):
+        upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=scans / "notes.txt")
+
+
+def test_two_batches_in_one_folder_are_refused(scans: Path, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / "batch.jsonl").open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process"):
+            upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=tmp_path)
 
 
 def test_unfinished_work_of_other_options_is_refused_with_the_difference(
@@ -222,9 +369,7 @@ def test_two_workers_write_what_one_writes(scans: Path, tmp_path: Path) -> None:
             workers=workers,
         )
     for name in ("plane", "nuclei"):
-        one = zarr.open_array(tmp_path / "1" / f"{name}.ome.zarr", path="0")[:].astype(int)
-        two = zarr.open_array(tmp_path / "2" / f"{name}.ome.zarr", path="0")[:].astype(int)
-        assert np.abs(one - two).max() <= 1
+        assert tree(tmp_path / "1" / f"{name}.ome.zarr") == tree(tmp_path / "2" / f"{name}.ome.zarr")
     assert not list((tmp_path / "2").glob("*.part"))
 
 
@@ -234,6 +379,14 @@ def test_results_inside_the_input_folder_are_no_input(scans: Path) -> None:
     again = upscale_folder(scans, Cubic((2, 2)), out=out, dry_run=True)
     assert "plane.ome.zarr" not in {Path(row.scan).name for row in again.rows}
     assert sorted(row.scan for row in again.rows) == ["broken", "color", "empty", "nuclei", "plane"]
+
+
+def test_results_beside_their_inputs_are_no_input(scans: Path) -> None:
+    for _ in range(2):
+        report = upscale_folder(scans, Cubic((2, 2)), out=scans)
+        assert sorted(row.scan for row in report.rows) == ["broken", "color", "empty", "nuclei", "plane"]
+    assert {row.status for row in report.rows} == {"skipped", "failed"}
+    assert sorted(p.name for p in scans.glob("*.zarr")) == ["nuclei.ome.zarr", "plane.ome.zarr"]
 
 
 def test_a_dry_run_writes_nothing(scans: Path, tmp_path: Path) -> None:
@@ -275,7 +428,8 @@ def test_the_area_average_keeps_the_mean(shape: tuple[int, ...], step: tuple[int
 
 def test_the_area_average_leaves_holes_out() -> None:
     data = np.array([[1.0, np.nan, np.nan], [3.0, 2.0, np.nan]], "float32")
-    np.testing.assert_array_equal(omezarr.average(data, (2, 2)), np.array([[2.0, np.nan]], "float32"))
+    line = Intensity(0, 1, np.dtype("float32"))
+    np.testing.assert_array_equal(omezarr.average(data, (2, 2), intensity=line), np.array([[2.0, np.nan]], "float32"))
 
 
 def test_levels_end_when_a_plane_fits_in_a_chunk() -> None:
@@ -291,7 +445,12 @@ def test_levels_end_when_a_plane_fits_in_a_chunk() -> None:
 def test_a_shard_of_zeros_is_written_too(tmp_path: Path) -> None:
     levels = omezarr.plan_levels((64, 64), Grid(("y", "x")))
     omezarr.create(
-        tmp_path / "a", levels, intensity=Intensity(0, 1, np.dtype("uint8")), name="a", attributes={"history": []}
+        tmp_path / "a",
+        levels,
+        intensity=Intensity(0, 1, np.dtype("uint8")),
+        name="a",
+        factor=(2, 2),
+        attributes={"history": []},
     )
     assert omezarr.shard_digest(tmp_path / "a", levels[0], (0, 0)) is None
     digest = omezarr.write_shard(tmp_path / "a", levels[0], (0, 0), np.zeros((64, 64), "uint8"))

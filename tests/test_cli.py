@@ -268,7 +268,7 @@ def test_a_file_where_the_folder_should_be(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     result = call("upscale", scans, "--out", tmp_path / "out", "--method", "cubic", "--factor", "2,2")
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"{tmp_path / 'out'}: File exists; check the path")
+    assert result.stderr.startswith(f"{tmp_path / 'out'}: expected a folder for the results, found a file")
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,7 @@ def test_pixel_padding_with_a_range_does_not_move_the_line_in_signed_data(tmp_pa
     dataset.add_new("PixelPaddingRangeLimit", "SS", -1980)
     padded = scan(save(dataset, tmp_path / "padded.dcm"))
     assert np.array_equal(padded.read(), values)
+    assert [s.intensity.padding for s in (loose, single, padded)] == [None, (-2000, -2000), (-2000, -1980)]
     assert loose.intensity.black < -1900
     assert single.intensity.black == -1990
     image = robust_intensity(values[80:], np.int16)
@@ -374,12 +375,16 @@ def test_a_tilted_gantry_is_flagged_with_its_angle(ct_series: list[Path]) -> Non
 
 
 def test_positions_that_occur_twice_are_split_or_refused(ct_series: list[Path], tmp_path: Path) -> None:
-    twins = [edited(p, p.with_name(f"{p.stem}_b.dcm"), SOPInstanceUID=f"1.2.3.{i}") for i, p in enumerate(ct_series)]
+    twins = [darker(p, p.with_name(f"{p.stem}_b.dcm"), SOPInstanceUID=f"1.2.3.{i}") for i, p in enumerate(ct_series)]
     ((files, _),) = group(ct_series + twins)
-    with pytest.raises(ScanError, match="2 files at each position"):
+    lowest = sorted(p.name for p in ct_series + twins if height(p) == 152)
+    with pytest.raises(ScanError, match="2 files at each position") as error:
         scan(*files)
-    with pytest.raises(ScanError, match="found 11 positions 1 times, 1 position 2 times"):
+    assert all(name in str(error.value) for name in lowest)
+    with pytest.raises(ScanError, match="found 11 positions 1 times, 1 position 2 times") as error:
         scan(*group([*ct_series, twins[3]])[0][0])
+    named = {p.name for p in ct_series + twins if p.name in str(error.value)}
+    assert named == {ct_series[3].name, twins[3].name}
     for i, path in enumerate(ct_series + twins):  # a tag of each file tells nothing
         edited(path, path, TemporalPositionIdentifier=i, AcquisitionNumber=7 if path in twins else 1)
     assert sorted(len(f) for f, _ in group(ct_series + twins)) == [12, 12]
@@ -389,6 +394,71 @@ def test_positions_that_occur_twice_are_split_or_refused(ct_series: list[Path], 
     assert [f for f, _ in group(ct_series + copies)] == [
         tuple(sorted(ct_series, key=height)), tuple(sorted(copies, key=height)),
     ]  # fmt: skip
+
+
+def darker(source: Path, path: Path, **tags: Any) -> Path:
+    """The same plane with other pixels."""
+    dataset = load(source)
+    dataset.PixelData = np.maximum(dataset.pixel_array, 3).astype(dataset.pixel_array.dtype).tobytes()
+    return save(dataset, path, **tags)
+
+
+def test_exact_copies_in_a_series_are_left_out_with_a_warning(ct_series: list[Path], tmp_path: Path) -> None:
+    plain = scan(*ct_series)
+    folder = tmp_path / "again"
+    folder.mkdir()
+    same_bytes = Path(shutil.copy(ct_series[3], folder / "copy of it.dcm"))
+    same_pixels = edited(ct_series[5], ct_series[5].with_name("z.dcm"), SOPInstanceUID="1.2.3")
+    same_number = darker(ct_series[7], ct_series[7].with_name("z2.dcm"))
+    for extra in ([same_bytes], [same_pixels], [same_number], [same_bytes, same_pixels, same_number]):
+        ((files, _),) = group([*ct_series, *extra])
+        assert len(files) == 12 + len(extra)
+        found = scan(*files)
+        assert np.array_equal(found.read(), plain.read())
+        assert (found.grid, found.intensity) == (plain.grid, plain.intensity)
+        count = len(extra)
+        assert f"{count} of {12 + count} files are exact copies of others and left out" in found.warnings
+    assert not any("copies" in w for w in plain.warnings)
+
+
+def test_copies_do_not_hide_the_points_in_time(ct_series: list[Path], tmp_path: Path) -> None:
+    later = [darker(p, p.with_name(f"{p.stem}_b.dcm"), SOPInstanceUID=f"1.2.3.{i}") for i, p in enumerate(ct_series)]
+    for path in ct_series + later:
+        edited(path, path, AcquisitionNumber=7 if path in later else 1)
+    copy = Path(shutil.copy(later[3], tmp_path / "zz.dcm"))
+    groups = group([*ct_series, *later, copy])
+    assert sorted(len(files) for files, _ in groups) == [12, 13]
+    for files, _ in groups:
+        found = scan(*files)
+        assert found.shape == (12, 512, 512)
+        assert any("1 of 13 files" in w for w in found.warnings) == (copy in files)
+
+
+def test_one_number_for_all_objects_makes_no_copies(ct_series: list[Path]) -> None:
+    for path in ct_series:
+        edited(path, path, SOPInstanceUID="1.2.3")
+    assert scan(*group(ct_series)[0][0]).shape == (12, 512, 512)
+    twin = darker(ct_series[3], ct_series[3].with_name("z.dcm"))
+    with pytest.raises(ScanError, match=r"1 position 2 times \(.*z\.dcm.*remove the extra"):
+        scan(*group([*ct_series, twin])[0][0])
+
+
+def test_padding_is_a_hole_also_where_the_bits_fix_the_line(ct_series: list[Path], tmp_path: Path) -> None:
+    dataset = load(ct_series[0])
+    dataset.add_new("PixelPaddingValue", "US", 0)
+    found = scan(save(dataset, tmp_path / "padded.dcm"))
+    assert (found.intensity.bits, found.intensity.white, found.intensity.padding) == (12, 4095, (0, 0))
+    assert np.array_equal(found.intensity.holes(found.read()), found.read() == 0)
+    assert any("pixel padding 0 to 0: not measured" in h for h in found.history)
+    assert scan(ct_series[0]).intensity.padding is None
+    (tmp_path / "padded.dcm").replace(ct_series[0])
+    mixed = scan(*ct_series)
+    assert mixed.intensity.padding is None
+    assert any("pixel padding differs from file to file (0 to 0, none)" in w for w in mixed.warnings)
+    dataset.add_new("PixelPaddingRangeLimit", "US", 4095)
+    whole = scan(save(dataset, tmp_path / "whole.dcm"))
+    assert whole.intensity.padding is None
+    assert any("covers all values" in w for w in whole.warnings)
 
 
 def test_a_slope_that_varies_from_slice_to_slice_is_refused_with_the_numbers(ct_series: list[Path]) -> None:

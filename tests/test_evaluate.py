@@ -360,3 +360,14 @@ def test_real_scans_of_many_kinds(shared_data: Path, tmp_path: Path) -> None:
     assert [row["frc_um"] is not None for row in report.rows[1::2]] == [False, True, False]
     means = {m["method"]: m for m in report.summary()}
     assert means["lanczos"]["psnr_db"] > means["cubic"]["psnr_db"] + 0.5
+
+
+def test_padding_is_measured_nowhere() -> None:
+    stored = tifffile.imread(NUCLEI)[3, :64, :64].astype("int16")
+    stored[:, :20] = -2000
+    line = Intensity(0, 3000, np.dtype("int16"), padding=(-2000, -1990))
+    trial = Trial(Scan(stored, Grid(("y", "x")), line), (2, 2), None)
+    assert np.isnan(trial.fine(())[:, :20]).all()
+    np.testing.assert_array_equal(trial.fine(())[:, 20:], stored[:, 20:])
+    assert np.isnan(trial.coarse(())[:, :10]).all()
+    assert np.nanmin(trial.coarse(())) >= 0

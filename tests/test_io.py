@@ -1,6 +1,7 @@
 """The door of the readers: what a path is, which scans a folder holds, their names; PNG and PGM."""
 
 import os
+import pickle
 import shutil
 import struct
 import subprocess
@@ -9,17 +10,19 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import tifffile
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from medsr.data import MAMMOGRAM, NUCLEI, SURFACE
-from medsr.io import READERS, Source, find_scans, read_scan
+from medsr.io import READERS, NoImageError, Source, find_all, find_scans, lazy, read_scan
 from medsr.io.discover import scan_name
 from medsr.io.source import natural_key
-from medsr.scan import ScanError
+from medsr.scan import Intensity, ScanError
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,25 @@ def test_what_is_no_image_is_left_out_and_what_is_broken_is_kept(tmp_path, nucle
             read_scan(source)
 
 
+def test_dicom_objects_without_pixels_are_told_from_images_that_lost_them(tmp_path):
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    for name in ("rtplan.dcm", "reportsi.dcm", "dicomdirtests/DICOMDIR", "waveform_ecg.dcm", "CT_small.dcm"):
+        shutil.copy(folder / name, tmp_path)
+    image = pydicom.dcmread(tmp_path / "CT_small.dcm")
+    del image.PixelData
+    image.save_as(tmp_path / "lost.dcm")
+    (tmp_path / "empty.dcm").touch()
+    found = {s.files[0].name: s for s in find_scans(tmp_path)}
+    for name in ("rtplan.dcm", "reportsi.dcm", "DICOMDIR", "waveform_ecg.dcm"):
+        with pytest.raises(NoImageError, match=rf"{name}: expected pixel data, found a DICOM object without any"):
+            read_scan(found[name])
+    for name, reason in (("lost.dcm", "found an image header without any"), ("empty.dcm", "found an empty file")):
+        with pytest.raises(ScanError, match=reason) as error:
+            read_scan(found[name])
+        assert not isinstance(error.value, NoImageError)
+    assert read_scan(found["CT_small.dcm"]).shape == (128, 128)
+
+
 def test_order_is_natural_and_names_are_unique(tmp_path, nuclei):
     plane = nuclei[0, :16, :16]
     for name in ("a/img.tif", "b/img.tif", "b/img.ome.tif", "b/IMG.png", "c_10.tif", "c_9.tif", "b_img.tif"):
@@ -242,9 +264,86 @@ def test_plain_numbers_are_separate_scans_and_words_for_planes_a_stack(tmp_path,
         assert len(source.files) == 4
         np.testing.assert_array_equal(read_scan(source).read(), nuclei[:4])
     for folder in ("plain", "fuzz", "s7"):
-        np.testing.assert_array_equal(read_scan(tmp_path / folder).read(), nuclei[:4])
+        scan = read_scan(tmp_path / folder)
+        np.testing.assert_array_equal(scan.read(), nuclei[:4])
+        told = "4 files with plain numbers taken as the planes of one stack" in " ".join(scan.warnings)
+        assert told == (folder != "s7")
     with pytest.raises(ScanError, match=r"words: expected one scan, found 2 \(cellA, cellB\)"):
         read_scan(tmp_path / "words")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_plain_numbers_are_a_stack_where_the_caller_says_so(tmp_path, nuclei, suffix):
+    def write(name: str, plane: np.ndarray) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if suffix == "png":
+            Image.fromarray(plane).save(tmp_path / name)
+        else:
+            tifffile.imwrite(tmp_path / name, plane)
+
+    for i in range(4):
+        write(f"plain/img_{i + 8}.{suffix}", nuclei[i])
+        write(f"odd/img_{i}.{suffix}", nuclei[i][: 200 if i == 2 else 256])
+        write(f"gap/img_{2 * i}.{suffix}", nuclei[i])
+        write(f"extra/img_{i}.{suffix}", nuclei[i])
+    write(f"extra/overview.{suffix}", nuclei[0])
+    write(f"alone/a1.{suffix}", nuclei[0])
+    assert len(find_scans(tmp_path)) == len(find_all(tmp_path)) == 4 + 4 + 4 + 5 + 1
+    found = find_scans(tmp_path, stack=True)
+    assert found == find_all(tmp_path, stack=True)
+    assert len(found) == 1 + 4 + 4 + 5 + 1
+    (source,) = [s for s in found if len(s.files) > 1]
+    assert (source.name, source.path) == ("plain", tmp_path / "plain")
+    assert [s.name for s in find_scans(tmp_path / "plain", stack=True)] == ["plain"]
+    scan = read_scan(source)
+    assert not any("plain numbers" in w for w in scan.warnings)
+    for same in (scan, read_scan(tmp_path / "plain"), pickle.loads(pickle.dumps(scan))):
+        assert same.grid.axes == ("z", "y", "x")
+        np.testing.assert_array_equal(same.read(), nuclei[:4])
+
+
+def test_why_a_folder_is_no_stack_is_said(tmp_path, nuclei, caplog):
+    for i in range(3):
+        tifffile.imwrite(tmp_path / f"{i}.tif", nuclei[i][:100].astype("u1" if i == 1 else "u2"))
+    assert len(find_scans(tmp_path, stack=True)) == 3
+    assert "3 files are no stack" in caplog.text
+    assert "1.tif is no plane of the size and type of the first file" in caplog.text
+
+
+def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on a sample that is asked for is a failure."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("samples were read")
+
+    for kind in (lazy.BlockArray, lazy.MappedArray):
+        monkeypatch.setattr(kind, "__getitem__", refuse)
+
+
+def test_a_given_intensity_is_taken_and_no_sample_is_read(tmp_path, nuclei, monkeypatch):
+    for i in range(3):
+        tifffile.imwrite(tmp_path / f"z{i}.tif", nuclei[i])
+    Image.fromarray(nuclei[0]).save(tmp_path / "a.png")
+    (tmp_path / "a.pgm").write_bytes(b"P5 256 256 65535\n" + nuclei[0].astype(">u2").tobytes())
+    root = zarr.create_group(tmp_path / "a.zarr", zarr_format=3)
+    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [0.5, 0.5]}]}
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}
+    root.create_array("0", data=nuclei[0])
+    sources = [s for s in [*find_scans(tmp_path), *find_scans(MAMMOGRAM), *find_scans(NUCLEI)]]
+    assert len(sources) == 6
+    line = Intensity(100, 40_000, np.dtype("u2"), units="x", padding=(0, 3))
+    measured = [read_scan(s) for s in sources]
+    assert {s.reader for s in measured} == {r.name for r in READERS}
+    no_samples(monkeypatch)
+    for source, before in zip(sources, measured, strict=True):
+        scan = read_scan(source, intensity=line)
+        assert scan.intensity == line
+        assert (scan.grid, scan.reader) == (before.grid, before.reader)
+        with pytest.raises(ScanError, match=r"expected samples of float32 as the given intensity says, found u"):
+            read_scan(source, intensity=Intensity(0, 1, np.dtype("f4")))
+        with pytest.raises((AssertionError, ScanError), match=r"samples were read|\(AssertionError\)"):
+            read_scan(source).read()
 
 
 def test_files_whose_name_says_plane_but_hold_stacks_are_scans(tmp_path, nuclei):
@@ -311,12 +410,14 @@ def test_the_highest_value_of_a_pgm_fixes_the_line(tmp_path, nuclei):
 
 
 @pytest.mark.parametrize(
-    ("dots", "spacing"), [((508, 254), (100.0, 50.0)), ((72, 72), None), ((96, 96), None), ((300, 300), None)]
+    ("dots", "spacing"),
+    [((508, 254), (100.0, 50.0)), ((72, 72), None), ((96, 96), None), ((300, 300), None), ((600, 600), None)],
 )
 def test_png_resolution_counts_only_where_it_can_be_a_measurement(tmp_path, nuclei, dots, spacing):
     Image.fromarray(nuclei[0]).save(tmp_path / "a.png", dpi=dots)
-    found = read_scan(tmp_path / "a.png").grid.spacing_um
-    assert found == (None if spacing is None else pytest.approx(spacing, rel=1e-3))
+    scan = read_scan(tmp_path / "a.png")
+    assert scan.grid.spacing_um == (None if spacing is None else pytest.approx(spacing, rel=1e-3))
+    assert any(f"(about {dots[0]} per inch)" in w for w in scan.warnings) == (spacing is None)
 
 
 def test_pictures_that_are_not_gray_are_refused(tmp_path, nuclei):

@@ -121,10 +121,10 @@ def test_our_own_intensity_and_history_come_back(tmp_path, nuclei):
 @pytest.mark.parametrize("spacing", [(0.3, 0.2, 0.1), (None, 0.2, 0.2), None])
 def test_what_our_writer_makes_is_read_as_it_was(tmp_path, nuclei, spacing):
     grid = Grid(("z", "y", "x"), spacing, (3.0, 4.0, 5.0) if spacing and spacing[0] else ())
-    intensity = Intensity(40000.0, 300.5, np.dtype("u2"), bits=15, slope=0.5, intercept=1.0, units="um")
+    intensity = Intensity(40000.0, 300.5, np.dtype("u2"), bits=15, slope=0.5, intercept=1.0, units="um", padding=(0, 9))
     levels = omezarr.plan_levels(nuclei.shape, grid)
     root = tmp_path / "a.ome.zarr"
-    omezarr.create(root, levels, intensity=intensity, name="a", attributes={"history": ["made"]})
+    omezarr.create(root, levels, intensity=intensity, name="a", factor=(1, 1, 1), attributes={"history": ["made"]})
     for index, region in omezarr.shard_regions(levels[0]):
         omezarr.write_shard(root, levels[0], index, nuclei[region])
     scan = read_scan(root)
@@ -132,8 +132,33 @@ def test_what_our_writer_makes_is_read_as_it_was(tmp_path, nuclei, spacing):
     assert scan.history == ("made",)
     found = scan.intensity
     assert (found.black, found.white, found.bits) == (40000.0, 300.5, 15)
-    assert (found.slope, found.intercept, found.units) == (0.5, 1.0, "um")
+    assert (found.slope, found.intercept, found.units, found.padding) == (0.5, 1.0, "um", (0, 9))
     np.testing.assert_array_equal(scan.read(), nuclei)
+
+
+def test_padding_comes_back_and_what_is_none_spoils_the_line(tmp_path, nuclei):
+    line = {"black": 1.0, "white": 9.0}
+    for padding, expected in (([5, 7.0], (5.0, 7.0)), (None, None)):
+        more = {"medsr": {"intensity": line | {"padding": padding}}}
+        root = write(tmp_path / f"{expected}.zarr", nuclei[:2], ZYX, scale=[1, 0.2, 0.2], more=more)
+        intensity = read_scan(root).intensity
+        assert (intensity.black, intensity.white, intensity.padding) == (1, 9, expected)
+    more = {"medsr": {"intensity": line | {"padding": [5]}}}
+    root = write(tmp_path / "spoiled.zarr", nuclei[:2], ZYX, scale=[1, 0.2, 0.2], more=more)
+    assert any("stored intensity line cannot be used" in w for w in read_scan(root).warnings)
+
+
+def test_uneven_channels_are_told_and_labels_and_time_kept(tmp_path, nuclei):
+    values = np.stack([nuclei[:2], nuclei[2:4] // 9], axis=1)
+    omero = {"channels": [{"color": "FF0000", "window": {"start": 0, "end": 9, "min": 0, "max": 9}, "label": "GFP"},
+                          {"color": "00FF00", "window": {"start": 0, "end": 8, "min": 0, "max": 9}, "label": "RFP"}]}
+    time = {"name": "t", "type": "time", "unit": "second"}
+    root = write(tmp_path / "a.zarr", values, [time, *(axis(n) for n in "cyx")], scale=[2.5, 1, 0.2, 0.2])
+    attributes = zarr.open_group(root).attrs
+    attributes["ome"] = attributes["ome"] | {"omero": omero}
+    scan = read_scan(root)
+    assert any("channels have very different ranges (0: " in w for w in scan.warnings)
+    assert scan.history == ("channels: GFP, RFP", "time increment 2.5 second")
 
 
 def test_a_collection_needs_a_choice_only_where_it_has_several(tmp_path, nuclei):

@@ -1,6 +1,7 @@
 """TIFF in: every type, order, compression and layout comes back exactly; what cannot be honored is refused."""
 
 import pickle
+import re
 import struct
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsr.data import NUCLEI, SURFACE
-from medsr.io import Source, read_scan, tiff
+from medsr.io import Source, lazy, read_scan, tiff
 from medsr.io.lazy import Arranged, BlockArray
 from medsr.io.tiff_metadata import arrange
 from medsr.io.units import micrometers, print_spacing_um, stated_spacing_um
@@ -212,7 +213,9 @@ def test_imagej_units(tmp_path, nuclei, unit, per, expected):
     [((200_000, 100_000), "CENTIMETER", (0.1, 0.05)), ((72, 72), "INCH", None), ((300, 300), "INCH", None),
      ((37.795, 37.795), "CENTIMETER", None), ((1, 1), "CENTIMETER", None), ((1, 1), "INCH", None),
      ((50_000, 50_000), "NONE", None), ((0, 0), "INCH", None),
-     ((508, 508), "INCH", (50.0, 50.0)), ((2, 2), "CENTIMETER", None)],
+     ((508, 508), "INCH", (50.0, 50.0)), ((2, 2), "CENTIMETER", None), ((150, 150), "INCH", None),
+     ((600, 600), "INCH", None), ((236.22, 236.22), "CENTIMETER", None), ((59, 59), "CENTIMETER", None),
+     ((254, 254), "INCH", (100.0, 100.0)), ((250, 250), "CENTIMETER", (40.0, 40.0))],
 )  # fmt: skip
 def test_resolution_tags_count_only_where_they_can_be_a_measurement(tmp_path, nuclei, resolution, unit, expected):
     tifffile.imwrite(tmp_path / "a.tif", nuclei[0], resolution=resolution, resolutionunit=unit, metadata=None)
@@ -220,8 +223,18 @@ def test_resolution_tags_count_only_where_they_can_be_a_measurement(tmp_path, nu
     if expected is None:
         assert scan.grid.spacing_um is None
         assert any("spacing along" in w for w in scan.warnings)
+        if resolution[0] > 1 and unit != "NONE":
+            assert any(f"{resolution[0]:g} samples per" in w for w in scan.warnings)
     else:
         assert scan.grid.spacing_um == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("per", "expected"), [(72, None), (600, None), (508, 50.0)])
+def test_inches_of_imagej_are_a_print_resolution_it_took_over(tmp_path, nuclei, per, expected):
+    tifffile.imwrite(tmp_path / "a.tif", nuclei[0], imagej=True, resolution=(per, per), metadata={"unit": "inch"})
+    scan = read_scan(tmp_path / "a.tif")
+    assert scan.grid.spacing_of("x") == (None if expected is None else pytest.approx(expected))
+    assert any(f"{per} samples per inch" in w for w in scan.warnings) == (expected is None)
 
 
 def test_a_resolution_of_nothing_over_nothing_is_unknown(tmp_path, nuclei):
@@ -332,6 +345,55 @@ def test_a_value_for_no_data_does_not_move_the_line(tmp_path, nuclei):
     with_holes = read_scan_of(tmp_path, heights, extratags=[(42113, "s", 0, "-9999", True)], metadata=None)
     assert with_holes.intensity.black > 0
     assert with_holes.intensity.white == pytest.approx(plain.intensity.white, rel=0.3)
+    assert with_holes.intensity.padding == (-9999, -9999)
+    assert with_holes.intensity.holes(with_holes.read()).sum() == 100 * 256
+    assert plain.intensity.padding is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text", "padding"),
+    [("u2", "65535", (65535, 65535)), ("u2", "-9999", None), ("u2", "0.5", None), ("u2", "nan", None),
+     ("f4", "-3.4028234663852886e+38", (np.finfo("f4").min,) * 2), ("f4", "nan", None), ("f4", "1e300", None),
+     ("u2", "none", None)],
+)  # fmt: skip
+def test_no_data_is_padding_where_the_type_can_hold_it(tmp_path, nuclei, dtype, text, padding):
+    tag = (42113, "s", 0, text, True)
+    scan = read_scan_of(tmp_path, nuclei[0].astype(dtype), extratags=[tag], metadata=None)
+    assert scan.intensity.padding == padding
+
+
+def test_no_data_outside_the_significant_bits_leaves_the_line_to_them(tmp_path, nuclei):
+    values = nuclei[:2] >> 4
+    values[:, :9] = 65535
+    tag = (42113, "s", 0, "65535", True)
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "ZYX", "SignificantBits": 12}, extratags=[tag])
+    scan = read_scan(tmp_path / "a.ome.tif")
+    assert (scan.intensity.white, scan.intensity.padding) == (4095, (65535, 65535))
+
+
+def test_channels_of_very_different_ranges_are_told_with_their_names(tmp_path, nuclei):
+    for dim, told in ((8, True), (2, False)):
+        values = np.stack([nuclei[:3], nuclei[3:6] // dim], axis=1)
+        metadata = {"axes": "ZCYX", "Channel": {"Name": ["DAPI", "GFP"]}}
+        tifffile.imwrite(tmp_path / "a.ome.tif", values, photometric="minisblack", metadata=metadata)
+        scan = read_scan(tmp_path / "a.ome.tif")
+        assert scan.grid.axes == ("c", "z", "y", "x")
+        warned = [w for w in scan.warnings if "channels have very different ranges" in w]
+        assert bool(warned) is told
+        assert "channels: DAPI, GFP" in scan.history
+        for w in warned:
+            ranges = [np.percentile(values[:, c], (0.1, 99.9)) for c in (0, 1)]
+            assert [float(n) for pair in re.findall(r"\d: (\S+) to ([\d.]+)", w) for n in pair] == pytest.approx(
+                np.ravel(ranges), rel=1e-4
+            )
+
+
+def test_the_time_increment_is_kept(tmp_path, nuclei):
+    metadata = {"axes": "TYX", "TimeIncrement": 2.5, "TimeIncrementUnit": "min"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", nuclei[:3], photometric="minisblack", metadata=metadata)
+    assert "time increment 2.5 min" in read_scan(tmp_path / "a.ome.tif").history
+    tifffile.imwrite(tmp_path / "b.tif", nuclei[:3], imagej=True, metadata={"axes": "TYX", "finterval": 0.5})
+    assert "time increment 0.5 s" in read_scan(tmp_path / "b.tif").history
 
 
 def read_scan_of(folder: Path, values: np.ndarray, **options: object):
@@ -502,6 +564,23 @@ def test_a_plane_that_differs_is_named(tmp_path, nuclei):
         read_scan(folder)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"resolution": (5.0, 4.0), "metadata": {"unit": "um"}}, r"spacing along x \(um\) 0\.25 and 0\.2"),
+     ({"resolution": (4.0, 4.0), "metadata": {"unit": "pixel"}}, r"spacing along y \(um\) 0\.25 and unknown"),
+     ({"resolution": (4.0, 4.0), "metadata": {"unit": "um", "cf": 0, "c0": 0.0, "c1": 2.0, "vunit": "nm"}},
+      r"slope 1 and 2, units unknown and nm")],
+)  # fmt: skip
+def test_planes_of_different_calibration_are_refused_with_the_numbers(tmp_path, nuclei, options, reason):
+    like = {"imagej": True, "resolution": (4.0, 4.0), "metadata": {"unit": "um"}}
+    for i in range(3):
+        tifffile.imwrite(tmp_path / f"z{i}.tif", nuclei[i], **like)
+    assert read_scan(tmp_path).grid.spacing_um == pytest.approx((None, 0.25, 0.25))
+    tifffile.imwrite(tmp_path / "z1.tif", nuclei[1], imagej=True, **options)
+    with pytest.raises(ScanError, match=rf"z1\.tif: expected the calibration of z0\.tif .*{reason}.*; correct"):
+        read_scan(tmp_path)
+
+
 def test_a_gap_makes_no_stack(tmp_path, nuclei):
     folder = write_planes(tmp_path / "cell", nuclei[:5], "img_{}.tif")
     (folder / "img_10.tif").unlink()
@@ -529,6 +608,75 @@ def test_a_sweep_over_tiles_decodes_each_segment_once(tmp_path, nuclei, options,
     assert len(decoded) == len(set(decoded))
     blocks = [-(-n // b) for n, b in zip(array.shape, array.block, strict=True)]
     assert len(decoded) == np.prod(blocks)
+
+
+class Counted:
+    """Loads planes and counts how often."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self.loads: list[tuple[int, ...]] = []
+
+    def __call__(self, index: tuple[int, ...]) -> np.ndarray:
+        self.loads.append(index)
+        return np.full((1, *self.size), index[0], np.uint16)
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """The cache at 1/1024 of its size, so that 72 x 72 samples stand for a plane of 2300 x 2300."""
+    monkeypatch.setattr(lazy, "KEEP_BYTES_MOST", 512 * 2**10)
+    lazy.set_cache_limit(512 * 2**10)
+    yield 128 * 2**10
+    monkeypatch.undo()
+    lazy.set_cache_limit(lazy.KEEP_BYTES_MOST)
+
+
+@pytest.mark.parametrize("whole_depth", [True, False])
+def test_shards_of_a_slab_of_planes_decode_each_plane_once(small_cache, whole_depth):
+    load = Counted((72, 72))
+    array = BlockArray((48, 72, 72), np.dtype("u2"), block=(1, 72, 72), load=load, keep=small_cache)
+    most = 0
+    for slab in range(0, 48, 16):
+        for y, x in np.ndindex(4, 4):  # the xy shards of a slab, then the next slab
+            tile = (slice(18 * y, 18 * y + 18), slice(18 * x, 18 * x + 18))
+            if whole_depth:
+                array[(slice(slab, slab + 16), *tile)]
+            else:
+                for z in range(slab, slab + 16):
+                    assert (array[(z, *tile)] == z).all()
+            most = max(most, array._bytes)
+    assert len(load.loads) == 48
+    assert most <= 512 * 2**10
+
+
+def test_a_slab_beyond_the_first_size_grows_the_cache_when_blocks_return(small_cache):
+    load = Counted((72, 72))
+    array = BlockArray((16, 72, 72), np.dtype("u2"), block=(1, 72, 72), load=load, keep=small_cache)
+    for z in range(16):
+        array[z]
+    assert array._bytes <= small_cache  # one pass over whole planes needs no more
+    for _ in range(5):
+        for z in range(16):
+            array[z]
+    assert len(load.loads) < 16 + 16 + 1  # the second pass at most, then nothing
+    assert array._bytes <= 512 * 2**10
+
+
+def test_the_limit_of_the_cache_holds_and_one_block_is_always_kept(small_cache):
+    lazy.set_cache_limit(30 * 2**10)  # less than three planes
+    load = Counted((72, 72))
+    array = BlockArray((8, 72, 72), np.dtype("u2"), block=(1, 72, 72), load=load, keep=small_cache)
+    for _ in range(3):
+        for z in range(8):
+            array[z, :9]
+            assert array._bytes <= 30 * 2**10
+    lazy.set_cache_limit(0)
+    for _ in range(4):
+        array[7, 9:]
+    assert len(load.loads) == 24
+    with pytest.raises(ValueError, match="at least 0, found -1"):
+        lazy.set_cache_limit(-1)
 
 
 def test_threads_share_one_array(tmp_path, nuclei):
@@ -599,7 +747,8 @@ def test_files_of_other_writers(shared_data, name, axes, shape, spacing):
         assert scan.grid.spacing_um is not None
         known = [(s, e) for s, e in zip(scan.grid.spacing_um, spacing, strict=True) if e is not None or s is not None]
         assert [s for s, _ in known] == pytest.approx([e for _, e in known], rel=1e-4)
-        assert scan.warnings == ()
+        assert all("channels have very different ranges" in w for w in scan.warnings)
+        assert bool(scan.warnings) == ("c" in axes)
     with tifffile.TiffFile(path) as tif:
         series = tif.series[0]
         expected = series.asarray().transpose([series.axes.lower().replace("q", "z").index(a) for a in axes])

@@ -7,11 +7,22 @@ from pathlib import Path
 
 from medsr.io import omezarr_reader, picture, tiff
 from medsr.io.dicom import DicomReader
-from medsr.io.discover import DICOM_SUFFIXES, FOREIGN, find_all, find_scans, scan_name
-from medsr.io.source import Reader, Source
-from medsr.scan import Scan, ScanError
+from medsr.io.discover import DICOM_SUFFIXES, FOREIGN, PLANE_SUFFIXES, find_all, find_scans, scan_name
+from medsr.io.lazy import set_cache_limit
+from medsr.io.planes import numbered_planes
+from medsr.io.source import NoImageError, Reader, Source
+from medsr.scan import Intensity, Scan, ScanError
 
-__all__ = ["READERS", "Reader", "Source", "find_all", "find_scans", "read_scan"]
+__all__ = [
+    "READERS",
+    "NoImageError",
+    "Reader",
+    "Source",
+    "find_all",
+    "find_scans",
+    "read_scan",
+    "set_cache_limit",
+]
 
 
 READERS: tuple[Reader, ...] = (
@@ -22,31 +33,40 @@ READERS: tuple[Reader, ...] = (
 )
 
 
-def read_scan(path: str | Path | Source, *, series: str | int | None = None) -> Scan:
+def read_scan(
+    path: str | Path | Source, *, series: str | int | None = None, intensity: Intensity | None = None
+) -> Scan:
     """The scan at `path`, lazily: geometry and intensity are read, samples only where they are asked for.
 
     Args:
         path: a file; a folder that holds one scan (one DICOM series, one OME-Zarr, the numbered planes of one
             stack); or a source of `find_scans`. What a file is, its content says, not its name.
         series: name or number of the image where a file holds several.
+        intensity: the line to use, of the type of the samples, when it is known already; then no samples are read.
 
     Raises:
+        NoImageError: a sound file without an image, such as a DICOM report.
         ScanError: nothing is there, no reader knows it, it holds several scans, or its reader refuses it; the
             message names the file, what was expected and found, and the cure.
     """
-    source = path if isinstance(path, Source) else _one_source(Path(path))
-    return _reader(source).read(source, series)
+    source, warning = (path, "") if isinstance(path, Source) else _one_source(Path(path))
+    scan = _reader(source).read(source, series, intensity=intensity)
+    return replace(scan, warnings=(warning, *scan.warnings)) if warning else scan
 
 
-def _one_source(path: Path) -> Source:
+def _one_source(path: Path) -> tuple[Source, str]:
+    """The one source at a path, and a warning ("": none) where its files may as well be separate images."""
     if not path.is_dir() or omezarr_reader.accepts(path):
-        return Source(path, (path,), scan_name(path)) if path.is_file() else find_scans(path)[0]
+        return (Source(path, (path,), scan_name(path)) if path.is_file() else find_scans(path)[0]), ""
     sources = find_scans(path)
     if len(sources) == 1:
-        return sources[0]
-    planes = tiff.numbered_planes([s.path for s in sources])
+        return sources[0], ""
+    planes = numbered_planes([s.path for s in sources], PLANE_SUFFIXES)
     if planes and len(planes) == len(sources) and {p.parent for p in planes} == {path}:
-        return Source(path, planes, scan_name(path))
+        return Source(path, planes, scan_name(path)), (
+            f"{len(planes)} files with plain numbers taken as the planes of one stack; find_scans and a batch over the "
+            "folder take them as separate images unless told stack=true"
+        )
     if not sources:
         raise ScanError(f"{path}: expected a scan, found none in this folder; {_formats()}")
     first = ", ".join(s.name for s in sources[:3])

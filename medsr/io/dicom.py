@@ -13,9 +13,10 @@ import numpy as np
 from medsr.io.dicom_decode import lazy_planes
 from medsr.io.dicom_frames import Frame, locate_frames, stream_facts, syntax_name
 from medsr.io.dicom_header import Header, Plane, read_header
-from medsr.io.dicom_series import Arrangement, arrange, group
-from medsr.io.source import Reader, Source
-from medsr.scan import Axis, Grid, Intensity, LazyArray, Scan, ScanError, robust_intensity, sample_values
+from medsr.io.dicom_series import Arrangement, arrange, group, without_copies
+from medsr.io.samples import given_intensity, measured_intensity, sampled_channels, uneven_channels
+from medsr.io.source import NoImageError, Reader, Source
+from medsr.scan import Axis, Grid, Intensity, LazyArray, Scan, ScanError
 
 __all__ = ["DicomReader", "accepts", "group", "read"]
 
@@ -50,16 +51,18 @@ def _bare_data_set(head: bytes) -> bool:
     return (following, later) > (tag, number) and following in (2, 8, 0x10)
 
 
-def read(source: Source, series: str | int | None = None) -> Scan:
+def read(source: Source, series: str | int | None = None, *, intensity: Intensity | None = None) -> Scan:
     """Read one DICOM scan, lazily: axes y, x for a plane, z, y, x for a volume, with t or c before where frames share
-    positions. Values are the stored ones; what the header says of them is in `Intensity`.
+    positions. Values are the stored ones; what the header says of them is in `Intensity`, unless one is given. Exact
+    copies of a plane are left out with a warning.
 
     Raises:
-        ScanError: no pixel data, color, a truncated or damaged file, planes that form no even volume, a calibration
-            that varies from plane to plane, or a `series` that does not exist.
+        NoImageError: an object that has no pixels by its nature (report, plan, index, waveform).
+        ScanError: color, a truncated or damaged file, planes that form no even volume, a calibration that varies from
+            plane to plane, a given intensity of another type, or a `series` that does not exist.
     """
     try:
-        return _read(source, series)
+        return _read(source, series, intensity)
     except ScanError:
         raise
     except Exception as error:
@@ -72,25 +75,22 @@ def read(source: Source, series: str | int | None = None) -> Scan:
 DicomReader = Reader(name="dicom", suffixes=(".dcm", ".dicom", ".dic", ".ima"), accepts=accepts, read=read)
 
 
-def _read(source: Source, series: str | int | None) -> Scan:
+def _read(source: Source, series: str | int | None, given: Intensity | None) -> Scan:
     if series not in (None, 0):
         raise ScanError(
             f"{source.path}: expected no series for a DICOM scan, found {series!r}; "
             "name the file or the folder of the series instead"
         )
-    headers = [read_header(path) for path in source.files or (source.path,)]
-    for header in headers:
-        if header.problem:
-            raise ScanError(f"{header.path}: {header.problem}")
-    if len(headers) > 1:
-        _check_alike(source, headers)
-        planes = [h.planes[0] for h in headers]
-    else:
-        planes = list(headers[0].planes)
+    headers, copies = _headers(source)
+    planes = [h.planes[0] for h in headers] if len(headers) > 1 else list(headers[0].planes)
     first = headers[0]
-    arrangement = arrange(planes, name=source.path) if len(planes) > 1 or first.frames == 1 else None
+    files = [h.path for h in headers]
+    arrangement = arrange(planes, name=source.path, files=files) if len(planes) > 1 or first.frames == 1 else None
     if len(headers) > 1 and (arrangement is None or arrangement.repeats > 1):
-        found = "files without positions" if arrangement is None else f"{arrangement.repeats} files at each position"
+        found = "files without positions"
+        if arrangement is not None:
+            shared = [files[i].name for i in arrangement.order[:: arrangement.depths]]
+            found = f"{arrangement.repeats} files at each position ({', '.join(shared[:5])} at the first)"
         raise ScanError(f"{source.path}: expected files at different positions, found {found}; read them one by one")
     frames = [frame for h in headers for frame in _frames(h)]
     if arrangement and len(arrangement.order) == len(frames):
@@ -103,8 +103,14 @@ def _read(source: Source, series: str | int | None) -> Scan:
     lead, grid = _geometry(first, arrangement, len(frames), timed=len({p.time for p in planes}) > 1)
     data = lazy_planes(frames, lead)
     facts = stream_facts(frames[0])
-    intensity, remarks = _intensity(first, data, slope, intercept, precision=facts.precision if facts else 0)
-    warnings = [w for h in headers for w in h.warnings]
+    if given is None:
+        padding, remarks = _padding(headers)
+        line = replace(first, padding=padding)
+        intensity, more = _intensity(line, data, grid.axes, slope, intercept, precision=facts.precision if facts else 0)
+        remarks += more
+    else:
+        intensity, remarks = given_intensity(source.path, given, data.dtype), []
+    warnings = [*copies, *(w for h in headers for w in h.warnings)]
     warnings += [*(arrangement.warnings if arrangement else ()), *_unknown_step(grid), *remarks]
     warnings += _excess(first)
     return Scan(
@@ -115,6 +121,31 @@ def _read(source: Source, series: str | int | None) -> Scan:
         warnings=tuple(dict.fromkeys(warnings)),
         reader="dicom",
     )
+
+
+def _headers(source: Source) -> tuple[list[Header], list[str]]:
+    """Headers of the files, all of one series and alike, exact copies left out, and the warning for these."""
+    headers = [read_header(path) for path in source.files or (source.path,)]
+    for header in headers:
+        if header.imageless:
+            raise NoImageError(f"{header.path}: {header.problem}")
+        if header.problem:
+            raise ScanError(f"{header.path}: {header.problem}")
+    if len(headers) < 2:
+        return headers, []
+    _check_alike(source, headers)
+    kept = without_copies(headers)
+    left_out = len(headers) - len(kept)
+    return kept, [f"{left_out} of {len(headers)} files are exact copies of others and left out"] if left_out else []
+
+
+def _padding(headers: Sequence[Header]) -> tuple[tuple[float, float] | None, list[str]]:
+    """The padding of all files, or none where they differ, with the warning for that."""
+    first, *others = {h.padding for h in headers}
+    if not others:
+        return first, []
+    text = ", ".join(sorted("{:g} to {:g}".format(*p) if p else "none" for p in (first, *others))[:4])
+    return None, [f"the pixel padding differs from file to file ({text}) and is not used"]
 
 
 def _frames(header: Header) -> tuple[Frame, ...]:
@@ -144,6 +175,7 @@ def _check_alike(source: Source, headers: Sequence[Header]) -> None:
                 ("photometric", first.photometric, header.photometric),
                 ("bits", first.layout.stored, header.layout.stored),
                 ("spacing", first.spacing_um, header.spacing_um),
+                ("units", first.units or "none", header.units or "none"),
             )
             if a != b
         ]
@@ -190,7 +222,7 @@ def _geometry(
 
 
 def _intensity(
-    header: Header, data: LazyArray, slope: float, intercept: float, *, precision: int
+    header: Header, data: LazyArray, axes: Sequence[str], slope: float, intercept: float, *, precision: int
 ) -> tuple[Intensity, list[str]]:
     """The line from the file where it says it (fewer bits than the container, or 8), else from robust percentiles."""
     layout, remarks, bits = header.layout, [], header.layout.stored
@@ -198,15 +230,16 @@ def _intensity(
         remarks.append(f"the stream holds {precision} bits where the header says {bits}; the stream is believed")
         bits = precision
     if layout.floating or (bits == layout.allocated and bits > 8):
-        try:
-            line = robust_intensity(sample_values(data), data.dtype, padding=header.padding)
-        except ScanError:
-            raise
-        except ValueError as error:
-            raise ScanError(f"{header.path}: {error}; leave it out") from error
+        line, uneven = measured_intensity(header.path, data, axes=axes, padding=header.padding)
+        remarks += uneven
     else:
         low = -(2 ** (bits - 1)) if layout.signed else 0
-        line = Intensity(low, low + 2**bits - 1, data.dtype)
+        line = Intensity(low, low + 2**bits - 1, data.dtype, padding=header.padding)
+        if "c" in axes:
+            remarks += uneven_channels(sampled_channels(data, axes), header.padding)
+    if line.padding and line.padding[0] <= line.black and line.padding[1] >= line.white:
+        remarks.append("the pixel padding, {:g} to {:g}, covers all values and is not used".format(*line.padding))
+        line = replace(line, padding=None)
     if header.photometric == "MONOCHROME1":
         line = replace(line, black=line.white, white=line.black)
     window = None
@@ -258,6 +291,6 @@ def _history(
     if (intensity.slope, intensity.intercept) != (1.0, 0.0) or intensity.units:
         units = f" {intensity.units}" if intensity.units else ""
         lines.append(f"calibration {intensity.slope:g} * value {intensity.intercept:+g}{units} recorded, not applied")
-    if header.padding:
-        lines.append("pixel padding {:g} to {:g} kept out of the percentiles".format(*header.padding))
+    if intensity.padding:
+        lines.append("pixel padding {:g} to {:g}: not measured".format(*intensity.padding))
     return tuple(lines)

@@ -49,7 +49,8 @@ class Plane:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the reader needs of one file. `problem` says why it is no gray image ("" where it is); `planes` has one
+    """What the reader needs of one file. `problem` says why it is no gray image ("" where it is), `imageless` whether
+    it was never meant to be one; `series` and `instance` are numbers that never leave the reader; `planes` has one
     entry for each frame, or a single one where frames do not differ; `frame_axis` and `step_um` speak of frames
     without positions; `window` is (low, high) of the calibrated quantity."""
 
@@ -57,9 +58,11 @@ class Header:
     element: PixelElement
     layout: Layout
     problem: str = ""
+    imageless: bool = False
     frames: int = 1
     planes: tuple[Plane, ...] = (Plane(),)
     series: str = ""
+    instance: str = ""
     subject: str = ""
     modality: str = ""
     photometric: str = ""
@@ -106,13 +109,23 @@ def _header(path: Path, parsed: Parsed) -> Header:
         layout=layout,
         problem=problem or ("" if frames else "expected a whole number of frames in NumberOfFrames, found text"),
         frames=frames or 1,
+        imageless=not parsed.element.keyword and not _meant_as_image(dataset),
         series=str(get_value(dataset, "SeriesInstanceUID") or ""),
+        instance=str(get_value(dataset, "SOPInstanceUID") or ""),
         subject=hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else "",
         modality=get_text(dataset, "Modality"),
         photometric=get_text(dataset, "PhotometricInterpretation"),
         phases=tuple(get_text(dataset, keyword) for keyword in SPLITTERS),
     )
     return header if header.problem else _with_image(header, dataset, warnings)
+
+
+def _meant_as_image(dataset: Any) -> bool:
+    """Whether an object should have pixels: it says how many, or its class is one of images."""
+    from pydicom.uid import UID
+
+    name = UID(str(get_value(dataset, "SOPClassUID") or "")).name
+    return "Rows" in dataset or name.endswith("Image Storage")
 
 
 def _with_image(header: Header, dataset: Any, warnings: list[str]) -> Header:
@@ -167,6 +180,11 @@ def _layout(parsed: Parsed, warnings: list[str]) -> tuple[Layout, str]:
     dataset, keyword = parsed.dataset, parsed.element.keyword
     if not keyword:
         kind = get_text(dataset, "Modality") or "of no modality"
+        if _meant_as_image(dataset):
+            return NO_LAYOUT, (
+                f"expected pixel data, found an image header without any ({kind}); the file is truncated or was "
+                "stripped of its pixels, get a whole copy"
+            )
         return NO_LAYOUT, f"expected pixel data, found a DICOM object without any ({kind}); leave it out"
     photometric = get_text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
     samples = get_integer(dataset, "SamplesPerPixel") or 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medsr.io.dicom_frames import locate_frames, read_spans
 from medsr.io.dicom_header import Header, Plane, read_header
+from medsr.io.source import natural_key
 from medsr.scan import ScanError
 
-__all__ = ["Arrangement", "arrange", "group"]
+__all__ = ["Arrangement", "arrange", "group", "without_copies"]
 
 Array = NDArray[np.float64]
 
@@ -48,8 +51,13 @@ class Arrangement:
     warnings: tuple[str, ...] = ()
 
 
-def arrange(planes: Sequence[Plane], *, name: Path) -> Arrangement | None:
+def arrange(planes: Sequence[Plane], *, name: Path, files: Sequence[Path] = ()) -> Arrangement | None:
     """Order planes by position along the normal of their orientation; None where positions are unknown.
+
+    Args:
+        planes: in any order.
+        name: named first in errors.
+        files: the file of each plane where each has its own: a refusal names those to blame.
 
     Raises:
         ScanError: planes not parallel, positions that occur unequally often, or a step that varies by more than 1 %.
@@ -64,7 +72,7 @@ def arrange(planes: Sequence[Plane], *, name: Path) -> Arrangement | None:
     if apart > 0.5 or np.abs(directions - directions[0]).max() > 0.01:
         raise ScanError(f"{name}: expected parallel planes, found planes turned by up to {apart:.3g} degrees; {CURE}")
     depth = positions @ normals[0]
-    stacks = _stacks(depth, [p.time or 0.0 for p in planes], name=name)
+    stacks = _stacks(depth, [p.time or 0.0 for p in planes], name=name, files=files)
     repeats = len(stacks[0])
     firsts = [s[0] for s in stacks]
     beside = max(float(np.abs(positions[s] - positions[s[0]]).max()) for s in stacks)
@@ -86,7 +94,7 @@ def arrange(planes: Sequence[Plane], *, name: Path) -> Arrangement | None:
     )
 
 
-def _stacks(depth: Array, times: Sequence[float], *, name: Path) -> list[list[int]]:
+def _stacks(depth: Array, times: Sequence[float], *, name: Path, files: Sequence[Path]) -> list[list[int]]:
     """Indices of the planes at each depth, deepest last, those of one depth by time."""
     stacks: list[list[int]] = []
     for i in (int(i) for i in np.argsort(depth, kind="stable")):
@@ -97,8 +105,11 @@ def _stacks(depth: Array, times: Sequence[float], *, name: Path) -> list[list[in
     counts = Counter(map(len, stacks))
     if len(counts) > 1:
         text = ", ".join(f"{n} position{'s' if n > 1 else ''} {k} times" for k, n in sorted(counts.items()))
+        usual = counts.most_common(1)[0][0]
+        odd = [files[i].name for s in stacks if len(s) != usual for i in s] if len(files) == len(depth) else []
+        named = f" ({', '.join(odd[:6])}{', ...' if len(odd) > 6 else ''})" if odd else ""
         raise ScanError(
-            f"{name}: expected each position of a volume equally often, found {text}; remove the extra planes"
+            f"{name}: expected each position of a volume equally often, found {text}{named}; remove the extra planes"
         )
     return [sorted(s, key=lambda i: (times[i], i)) for s in stacks]
 
@@ -194,19 +205,82 @@ def _shared_positions(headers: list[Header]) -> bool:
     return any(b - a <= SAME_MM for a, b in pairwise(sorted(_depths(headers))))
 
 
+def without_copies(headers: Sequence[Header]) -> list[Header]:
+    """The headers without exact copies: files at one position, alike in all that tells planes apart, that hold the
+    same bytes of pixels or bear the same SOPInstanceUID (unless that number stands at several positions, as where a
+    careless anonymizer gave all files the same). The first file by name is kept."""
+    alike: defaultdict[object, list[Header]] = defaultdict(list)
+    positions: defaultdict[str, set[object]] = defaultdict(set)
+    for header in sorted(headers, key=lambda h: natural_key(h.path)):
+        plane = header.planes[0]
+        if header.frames == 1 and plane.position is not None:
+            alike[plane, header.phases, header.layout.rows, header.layout.columns].append(header)
+            positions[header.instance].add(plane.position)
+    copies: set[Path] = set()
+    for members in alike.values():
+        seen: set[object] = set()
+        for header in members if len(members) > 1 else ():
+            own: set[object] = {_pixel_digest(header)}
+            if header.instance and len(positions[header.instance]) == 1:
+                own.add(header.instance)
+            if own & seen:
+                copies.add(header.path)
+            seen |= own
+    return [h for h in headers if h.path not in copies]
+
+
+def _pixel_digest(header: Header) -> str:
+    """Digest of the bytes of the pixels as stored, with how they are stored."""
+    digest = hashlib.sha256(repr(header.layout).encode())
+    for frame in locate_frames(header.path, header.layout, header.element, frames=header.frames):
+        digest.update(read_spans(frame))
+    return digest.hexdigest()
+
+
 def _split(headers: list[Header]) -> list[list[Header]]:
-    """Split files that share positions by the first tag (or folder) that tells them apart into volumes; files all at one
-    depth are a scan each; else leave them together, for the reader to refuse with the numbers."""
+    """Split files that share positions by the folder, or the first tag, that tells them apart into volumes; files all
+    at one depth are a scan each; else leave them together, for the reader to refuse with the numbers."""
     if len(headers) < 2 or not _shared_positions(headers):
         return [headers] if headers else []
     depths = sorted(_depths(headers))
-    several = depths[-1] - depths[0] > SAME_MM
-    for tag in range(-1, len(headers[0].phases)):
-        parts: defaultdict[object, list[Header]] = defaultdict(list)
-        for header in headers:
-            parts[header.path.parent if tag < 0 else header.phases[tag]].append(header)
-        if several and min(map(len, parts.values())) < 2:
-            continue  # a tag of each plane, such as a trigger time
-        if len(parts) > 1 and not any(_shared_positions(p) for p in parts.values()):
-            return list(parts.values())
-    return [headers] if several else [[header] for header in headers]
+    if depths[-1] - depths[0] <= SAME_MM:
+        return [[header] for header in headers]
+    folders = _parts(headers, lambda header: header.path.parent)
+    if folders:
+        return folders
+    unique = _unique(headers)
+    if len(unique) == len(headers):
+        parts = next(filter(None, (_parts(headers, _phase(i)) for i in range(len(headers[0].phases)))), [])
+        return parts or [headers]
+    # A copy stays with the scan of its original, where reading drops it with a warning.
+    scans = _split(unique)
+    home = {_twin(header): scan for scan in scans for header in scan}
+    for header in headers:
+        if all(header is not other for other in unique):
+            home.get(_twin(header), scans[0]).append(header)
+    return scans
+
+
+def _phase(number: int) -> Callable[[Header], object]:
+    return lambda header: header.phases[number]
+
+
+def _twin(header: Header) -> object:
+    return header.planes[0], header.phases
+
+
+def _unique(headers: list[Header]) -> list[Header]:
+    try:
+        return without_copies(headers)
+    except (OSError, ScanError):
+        return headers  # reading names the file and the reason
+
+
+def _parts(headers: list[Header], key: Callable[[Header], object]) -> list[list[Header]]:
+    """The headers apart by a key that makes volumes of them, none of which repeats a position; else nothing."""
+    parts: defaultdict[object, list[Header]] = defaultdict(list)
+    for header in headers:
+        parts[key(header)].append(header)
+    if len(parts) < 2 or min(map(len, parts.values())) < 2:
+        return []  # also a tag of each plane, such as a trigger time
+    return [] if any(_shared_positions(p) for p in parts.values()) else list(parts.values())

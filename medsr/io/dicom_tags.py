@@ -37,8 +37,9 @@ SPLITTERS = (
     *("TriggerTime", "FrameReferenceTime", "ImageType", "ConvolutionKernel"),
 )
 
-# All that is ever read of a header. PatientID only becomes a hash; the number of the series stays inside.
+# All that is ever read of a header. PatientID only becomes a hash; the numbers of series and object stay inside.
 TAGS = (
+    *("SOPClassUID", "SOPInstanceUID"),
     *("SeriesInstanceUID", "PatientID", "Modality", "Manufacturer", "ManufacturerModelName"),
     *("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "NumberOfFrames", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelRepresentation", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"),

@@ -11,16 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from medsr.io import dicom, omezarr_reader, picture, tiff
+from medsr.io.omezarr import stored_job
+from medsr.io.planes import numbered_planes, plane_sets
 from medsr.io.source import Source, natural_key
 from medsr.scan import ScanError
 
-__all__ = ["DICOM_SUFFIXES", "FOREIGN", "find_all", "find_scans", "scan_name"]
+__all__ = ["DICOM_SUFFIXES", "FOREIGN", "PLANE_SUFFIXES", "find_all", "find_scans", "scan_name"]
 
 _log = logging.getLogger(__name__)
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 DOUBLE_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf2", ".ome.tf8", ".ome.zarr")
 IMAGE_SUFFIXES = (*tiff.SUFFIXES, *picture.SUFFIXES, *DICOM_SUFFIXES)
+PLANE_SUFFIXES = (*tiff.SUFFIXES, ".png")
 FOREIGN = {  # images that are not read here: said, not dropped in silence
     ".jpg": "a lossy picture", ".jpeg": "a lossy picture", ".bmp": "a picture", ".gif": "a picture",
     ".czi": "Zeiss CZI", ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".oib": "Olympus OIB", ".oir": "Olympus OIR",
@@ -30,17 +33,25 @@ FOREIGN = {  # images that are not read here: said, not dropped in silence
 LONGEST_NAME = 180
 
 
-def find_scans(path: str | Path) -> list[Source]:
+def find_scans(path: str | Path, *, stack: bool = False, results: Path | None = None) -> list[Source]:
     """All scans at or below `path`, in natural order, under names that are unique among them.
 
     A file is that file alone. In a folder, all folders below it included: the DICOM files of one series are one
     scan; an OME-Zarr folder is one; the files of one multi-file OME-TIFF set are one; TIFF files whose names count
     planes in words ("z001.tif", "slice_7.tif") without gaps are one stack; each other TIFF, PNG or PGM is a scan of
-    its own. A folder of TIFFs with plain numbers ("img_001.tif") may be planes or separate images: here they are
-    separate, and the log says so; `read_scan(FOLDER)` reads them as one stack.
+    its own. A folder of TIFFs or PNGs with plain numbers ("img_001.tif") may be planes or separate images: they are
+    separate, and the log says so, unless `stack` is true; `read_scan(FOLDER)`, which names one scan, reads them as one
+    stack and warns.
 
     Left out: hidden files, half-written results (".part"), and what is no image. Files that look like an image but
     are broken are kept, so that `read_scan` names the reason; image formats that are not read are named in the log.
+
+    Args:
+        path: a file or a folder.
+        stack: take each folder whose TIFF or PNG files differ in one running number without gaps, and have one size
+            and type, as one stack; the log says which folder does not qualify, and why.
+        results: folder of a batch's results: what is found in it, in searching a folder above, is no input; nor is
+            what a batch wrote, if `path` is that folder itself.
 
     Raises:
         ScanError: nothing has this name, or the folder cannot be listed.
@@ -55,7 +66,10 @@ def find_scans(path: str | Path) -> list[Source]:
             os.listdir(path)
         except OSError as error:
             raise ScanError(f"{path}: cannot be listed ({error.strerror}); check the rights of the folder") from error
-        return _unique(_in_folder(path), path)
+        found = _in_folder(path, stack=stack)
+        if results is not None:
+            found = [source for source in found if not _is_result(source.path, results, path)]
+        return _unique(found, path)
     if not path.is_file():
         if path.exists() or path.is_symlink():
             return [Source(path, (path,), scan_name(path))]
@@ -90,23 +104,24 @@ def _nearest(path: Path) -> str:
     return f"did you mean {near[0]!r}?" if near else "check the name"
 
 
-def _in_folder(root: Path) -> list[Source]:
+def _in_folder(root: Path, *, stack: bool) -> list[Source]:
     found: list[Source] = []
     dicom_files: list[Path] = []
     foreign: Counter[str] = Counter()
     for folder, zarrs, files in _walk(root):
         found += [Source(z, (z,), scan_name(z)) for z in zarrs]
         tiffs: list[Path] = []
+        pictures: list[Path] = []
         for file in files:
             if dicom.accepts(file):
                 dicom_files.append(file)
             elif tiff.accepts(file):
                 tiffs.append(file)
             elif picture.accepts(file) or file.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(Source(file, (file,), scan_name(file)))
+                pictures.append(file)
             elif file.suffix.lower() in FOREIGN:
                 foreign[file.suffix.lower()] += 1
-        found += _of_tiffs(folder, tiffs)
+        found += _of_planes(folder, tiffs, pictures, stack=stack)
     found += _dicom(dicom_files)
     if foreign:
         counted = ", ".join(f"{n} {suffix} ({FOREIGN[suffix]})" for suffix, n in sorted(foreign.items()))
@@ -114,21 +129,52 @@ def _in_folder(root: Path) -> list[Source]:
     return sorted(found, key=lambda s: (natural_key(s.files[0]), s.name))
 
 
-def _of_tiffs(folder: Path, files: list[Path]) -> list[Source]:
+def _of_planes(folder: Path, tiffs: list[Path], pictures: list[Path], *, stack: bool) -> list[Source]:
+    """The scans that the TIFFs and the pictures of one folder make."""
     found: list[Source] = []
-    stacks = tiff.plane_sets(files)
-    for planes in stacks:
+    sets = plane_sets(tiffs, tiff.SUFFIXES, lambda path: tiff.plane_form(path) is not None)
+    for planes in sets:
         stem = re.split(r"\d+\D*$", planes[0].name)[0].rstrip(" _-=.")
         short = re.sub(r"(?:^|[ _\-=.]+)(?:z|slice|plane|section|sec|layer)$", "", stem, flags=re.IGNORECASE)
         found.append(Source(folder, planes, _fit_for_files(short) if short else scan_name(folder)))
-    rest = [f for f in files if not any(f in planes for planes in map(set, stacks))]
-    if len(rest) > 2 and tiff.numbered_planes(rest):
+    taken = {file for planes in sets for file in planes}
+    rest = [f for f in tiffs if f not in taken]
+    groups = tiff.group(rest)
+    if stack and len(groups) == len(rest):
+        planes = _numbered_stack(folder, [*rest, *pictures])
+        if planes:
+            return [*found, Source(folder, planes, scan_name(folder))]
+    elif not stack and any(len(f) > 2 and numbered_planes(f, PLANE_SUFFIXES) for f in (rest, pictures)):
         _log.info(
-            "%s: %d TIFF files differ only in one running number: taken as separate images; as planes of one stack "
-            "they are read by read_scan(folder), or when their names say so (z001.tif)", folder, len(rest)
+            "%s: %d files differ only in one running number: taken as separate images; as planes of one stack they "
+            "are read by read_scan(folder), with stack=true, or when their names say so (z001.tif)",
+            folder, len(rest) + len(pictures)
         )  # fmt: skip
-    found += [Source(members[0], members, scan_name(members[0])) for members in tiff.group(rest)]
-    return found
+    return [
+        *found,
+        *(Source(members[0], members, scan_name(members[0])) for members in groups),
+        *(Source(file, (file,), scan_name(file)) for file in pictures),
+    ]
+
+
+def _numbered_stack(folder: Path, files: list[Path]) -> tuple[Path, ...]:
+    """The files as the planes of one stack where they can be; else nothing, and the log says why."""
+    if len(files) < 2:
+        return ()
+    planes = numbered_planes(files, PLANE_SUFFIXES)
+    reason = ""
+    if len(planes) != len(files):
+        reason = "their names do not differ in one running number without gaps only"
+    else:
+        form = tiff.plane_form if planes[0].suffix.lower() in tiff.SUFFIXES else picture.plane_form
+        first = form(planes[0])
+        odd = next((p for p in planes if form(p) is None or form(p) != first), None)
+        if odd is not None:
+            reason = f"{odd.name} is no plane of the size and type of the first file"
+    if reason:
+        _log.warning("%s: %d files are no stack and taken as separate images: %s", folder, len(files), reason)
+        return ()
+    return planes
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[Path], list[Path]]]:
@@ -227,12 +273,13 @@ def _full_name(source: Source, root: Path) -> str:
     return _fit_for_files("_".join(inside.parts).replace(".", "_"))
 
 
-def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = None) -> list[Source]:
+def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = None, stack: bool = False) -> list[Source]:
     """The scans of several files and folders, names made unique.
 
     Args:
         paths: files and folders.
-        out: results found here by searching a folder above it are no input.
+        out: results in it are no input, as in `find_scans`.
+        stack: take folders of plainly numbered planes as one stack each, as in `find_scans`.
 
     Raises:
         ScanError: a path does not exist, or none of them holds a scan.
@@ -241,9 +288,7 @@ def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = Non
     found: list[Source] = []
     taken: set[str] = set()
     for path in given:
-        for source in find_scans(path):
-            if out is not None and _inside(source.path, out) and not _inside(Path(path), out):
-                continue
+        for source in find_scans(path, stack=stack, results=out):
             name, count = source.name, 2
             while name in taken:
                 name, count = f"{source.name}_{count}", count + 1
@@ -255,6 +300,12 @@ def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = Non
             "check the folder, or ask medsr inspect FILE why a file is not read"
         )
     return found
+
+
+def _is_result(path: Path, results: Path, searched: Path) -> bool:
+    if not _inside(path, results):
+        return False
+    return not _inside(searched, results) or stored_job(path) is not None
 
 
 def _inside(path: Path, folder: Path) -> bool:

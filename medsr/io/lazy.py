@@ -16,13 +16,29 @@ from numpy.typing import NDArray
 
 from medsr.scan import LazyArray
 
-__all__ = ["Arranged", "BlockArray", "MappedArray"]
+__all__ = ["KEEP_BYTES", "KEEP_BYTES_MOST", "Arranged", "BlockArray", "MappedArray", "set_cache_limit"]
 
 Array = NDArray[Any]
 Index = tuple[int, ...]
 
 KEEP_BYTES = 128 * 2**20
 KEEP_BYTES_MOST = 512 * 2**20
+REMEMBERED_BLOCKS = 2**16
+
+_limit = KEEP_BYTES_MOST
+
+
+def set_cache_limit(limit_bytes: int) -> None:
+    """Let each lazy array of this process keep at most `limit_bytes` of decoded blocks (default 512 MiB), from its
+    next request on; 0 keeps only the block in use.
+
+    Raises:
+        ValueError: below 0.
+    """
+    global _limit
+    if limit_bytes < 0:
+        raise ValueError(f"set_cache_limit: expected bytes of at least 0, found {limit_bytes}")
+    _limit = int(limit_bytes)
 
 
 def _boxed(region: Any, shape: tuple[int, ...]) -> tuple[list[range], tuple[slice | int, ...]]:
@@ -53,14 +69,17 @@ def _boxed(region: Any, shape: tuple[int, ...]) -> tuple[list[range], tuple[slic
 class BlockArray:
     """An array cut into equal blocks; each is decoded when first asked for and kept while it is likely to return.
 
-    Kept are the blocks used last: at least `keep` bytes (default 128 MiB), and all those of the latest request up to
-    512 MiB, so that a sweep over tiles decodes each block once although a strip or a plane serves many tiles.
-    Threads may share one; a block that two ask for is decoded by one. Pickled without its blocks.
+    A block of which only a part was asked for so far (a plane of which tiles are taken) is likely to return: such
+    blocks are kept up to the limit of `set_cache_limit` (512 MiB). Of the blocks that were handed out whole, those
+    used last are kept, up to `keep` bytes; `keep` doubles, up to that limit, when a block that was dropped returns.
+    So a sweep over tiles, or over the shards of a slab of planes, decodes each block once, and a reader of whole
+    planes holds little. Threads may share one; a block that two ask for is decoded by one. Pickled without its blocks.
 
     Args:
         shape, dtype: of the whole array; the dtype in native byte order.
         block: samples of a block along each axis; blocks at the end may be shorter.
         load: decodes the block of an index (one whole number for each axis); picklable.
+        keep: bytes of blocks handed out whole that stay, at first; 0 keeps nothing at all.
     """
 
     def __init__(
@@ -80,9 +99,13 @@ class BlockArray:
         self._forget()
 
     def _forget(self) -> None:
-        self._blocks: OrderedDict[Index, Array] = OrderedDict()
+        self._partly: OrderedDict[Index, Array] = OrderedDict()  # samples of them are still to be asked for
+        self._wholly: OrderedDict[Index, Array] = OrderedDict()
+        self._due: dict[Index, int] = {}  # how many samples of a kept block were not asked for yet
+        self._dropped: set[Index] = set()
         self._pending: dict[Index, Future[Array]] = {}
         self._bytes = 0
+        self._wholly_bytes = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,11 +120,9 @@ class BlockArray:
         out = np.empty([len(r) for r in box], self.dtype)
         if out.size:
             spans = [range(r[0] // b, r[-1] // b + 1) for r, b in zip(box, self.block, strict=True)]
-            touched = math.prod(len(s) for s in spans) * math.prod(self.block) * self.dtype.itemsize
-            keep = max(self.keep, min(touched, KEEP_BYTES_MOST)) if self.keep else 0
             for index in product(*spans):
                 target, within = self._overlap(index, box)
-                out[target] = self._get(index, keep)[within]
+                out[target] = self._get(index, math.prod(w.stop - w.start for w in within))[within]
         return out[pick]
 
     def _overlap(self, index: Index, box: list[range]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -113,11 +134,18 @@ class BlockArray:
             within.append(slice(low - i * b, high - i * b))
         return tuple(target), tuple(within)
 
-    def _get(self, index: Index, keep: int) -> Array:
+    def _get(self, index: Index, taken: int) -> Array:
+        """A whole block, of which the caller takes `taken` samples."""
         with self._lock:
-            if index in self._blocks:
-                self._blocks.move_to_end(index)
-                return self._blocks[index]
+            found = self._wholly.get(index)
+            if found is not None:
+                self._wholly.move_to_end(index)
+                return found
+            found = self._partly.pop(index, None)
+            if found is not None:
+                self._put(index, found, taken)
+                self._make_room(index)
+                return found
             waiting = self._pending.get(index)
             if waiting is None:
                 mine: Future[Array] = Future()
@@ -133,12 +161,43 @@ class BlockArray:
             raise
         with self._lock:
             del self._pending[index]
-            self._blocks[index] = decoded
-            self._bytes += decoded.nbytes
-            while self._blocks and self._bytes > keep:
-                self._bytes -= self._blocks.popitem(last=False)[1].nbytes
+            if self.keep:
+                if index in self._dropped:
+                    self._dropped.discard(index)
+                    self.keep = max(self.keep, min(2 * self.keep, _limit))
+                self._bytes += decoded.nbytes
+                self._due[index] = decoded.size
+                self._put(index, decoded, taken)
+                self._make_room(index)
         mine.set_result(decoded)
         return decoded
+
+    def _put(self, index: Index, block: Array, taken: int) -> None:
+        """Place a block, new or partly handed out, as the one used last."""
+        self._due[index] -= taken
+        if self._due[index] > 0:
+            self._partly[index] = block
+        else:
+            self._wholly[index] = block
+            self._wholly_bytes += block.nbytes
+
+    def _make_room(self, newest: Index) -> None:
+        """Drop the blocks used longest ago beyond what may be kept; the newest stays, however large."""
+        while self._wholly and (self._wholly_bytes > self.keep or self._bytes > _limit):
+            if next(iter(self._wholly)) == newest:
+                break
+            index, dropped = self._wholly.popitem(last=False)
+            self._wholly_bytes -= dropped.nbytes
+            self._drop(index, dropped)
+        while self._partly and self._bytes > _limit and next(iter(self._partly)) != newest:
+            self._drop(*self._partly.popitem(last=False))
+
+    def _drop(self, index: Index, block: Array) -> None:
+        del self._due[index]
+        self._bytes -= block.nbytes
+        if len(self._dropped) >= REMEMBERED_BLOCKS:
+            self._dropped.clear()
+        self._dropped.add(index)
 
 
 class MappedArray:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr.io.lazy import Arranged, BlockArray
-from medsr.io.samples import measured_intensity, refuse_type, unknown_spacing
+from medsr.io.samples import given_intensity, measured_intensity, refuse_type, unknown_spacing
 from medsr.io.source import Source, natural_key
-from medsr.io.tiff_metadata import arrange
+from medsr.io.tiff_metadata import arrange, channel_notes
 from medsr.io.units import micrometers, stated_spacing_um
 from medsr.scan import Axis, Grid, Intensity, LazyArray, Scan, ScanError
 
@@ -37,7 +37,7 @@ def accepts(path: Path) -> bool:
         return False
 
 
-def read(source: Source, series: str | int | None = None) -> Scan:
+def read(source: Source, series: str | int | None = None, *, intensity: Intensity | None = None) -> Scan:
     """The finest level of an OME-Zarr image as a lazy scan.
 
     Spacing and origin come from the scale and translation of the level, then of the multiscale; an axis without a
@@ -47,6 +47,7 @@ def read(source: Source, series: str | int | None = None) -> Scan:
     Args:
         source: the folder of one image, or of a collection as bioformats2raw writes it.
         series: name or number of the image in a collection.
+        intensity: taken instead of a stored or measured one.
 
     Raises:
         ScanError: no image metadata (a plain array, a plate, labels), damaged metadata, several images and none named.
@@ -77,19 +78,49 @@ def read(source: Source, series: str | int | None = None) -> Scan:
         data = Arranged(data, order)
     axes = cast("tuple[Axis, ...]", tuple(names))
     grid = Grid(axes, tuple(spacing.get(a) for a in axes), tuple(origin.get(a, 0.0) for a in axes))
-    window = _window(ome)
-    stored = _stored_intensity(ours, array.dtype, window)
-    if "intensity" in ours and stored is None:
-        notes.append("the stored intensity line cannot be used; measured from the samples instead")
+    if intensity is None:
+        intensity, remarks = _intensity(root, data, names, ome, ours)
+        notes += remarks
+    else:
+        given_intensity(root, intensity, array.dtype)
     notes += [note] if note else []
+    history = [str(line) for line in ours.get("history", ()) if isinstance(line, str)]
+    history = history or _lines(ome, multiscale, dataset, letters)  # our own history has them already
     return Scan(
         data,
         grid,
-        stored or measured_intensity(root, data, window=window),
-        history=tuple(str(line) for line in ours.get("history", ()) if isinstance(line, str)),
+        intensity,
+        history=tuple(history),
         warnings=(*notes, *unknown_spacing(names, spacing)),
         reader="ome-zarr",
     )
+
+
+def _intensity(
+    root: Path, data: LazyArray, names: str, ome: Mapping[str, Any], ours: Mapping[str, Any]
+) -> tuple[Intensity, tuple[str, ...]]:
+    """The stored line, else the measured one, with what to warn of."""
+    window = _window(ome)
+    stored = _stored_intensity(ours, np.dtype(data.dtype), window)
+    if stored is not None:
+        return stored, ()
+    spoiled = ("the stored intensity line cannot be used; measured from the samples instead",)
+    line, remarks = measured_intensity(root, data, axes=names, window=window)
+    return line, (*(spoiled if "intensity" in ours else ()), *remarks)
+
+
+def _lines(
+    ome: Mapping[str, Any], multiscale: Mapping[str, Any], dataset: Mapping[str, Any], letters: str
+) -> list[str]:
+    """Names of the channels and the time increment, for the history."""
+    channels = _mapping(ome.get("omero")).get("channels")
+    labels = [_mapping(c).get("label") for c in channels] if isinstance(channels, list) else []
+    if "T" not in letters:
+        return channel_notes(labels)
+    at = letters.index("T")
+    steps = [t for t in dataset["coordinateTransformations"] if t["type"] == "scale"]
+    unit = multiscale["axes"][at].get("unit")
+    return channel_notes(labels, steps[0]["scale"][at] if steps and unit else None, str(unit))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -299,7 +330,7 @@ def _stored_intensity(
 ) -> Intensity | None:
     said = _mapping(ours.get("intensity"))
     try:
-        bits = said.get("bits")
+        bits, padding = said.get("bits"), said.get("padding")
         return Intensity(
             float(said["black"]),
             float(said["white"]),
@@ -309,6 +340,7 @@ def _stored_intensity(
             intercept=float(said.get("intercept", 0.0)),
             units=str(said.get("units", "")),
             window=window,
+            padding=None if padding is None else (float(padding[0]), float(padding[1])),
         )
-    except (KeyError, TypeError, ValueError):
+    except (IndexError, KeyError, TypeError, ValueError):
         return None

@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr.io.lazy import BlockArray, MappedArray
-from medsr.io.samples import measured_intensity, unknown_spacing
+from medsr.io.lazy import KEEP_BYTES, BlockArray, MappedArray
+from medsr.io.planes import Opened, make_scan, numbered_planes, read_stack
 from medsr.io.source import Source
-from medsr.io.units import print_spacing_um
-from medsr.scan import Grid, Intensity, LazyArray, Scan, ScanError
+from medsr.io.tiff_metadata import Header
+from medsr.io.units import INCH_UM, print_spacing_um
+from medsr.scan import Intensity, Scan, ScanError
 
-__all__ = ["accepts", "read"]
+__all__ = ["accepts", "plane_form", "read"]
 
 SUFFIXES = (".png", ".pgm", ".pnm")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -27,12 +29,15 @@ PNM_KIND = {b"P1": "a 1-bit mask", b"P2": "gray written as text", b"P3": "RGB co
 PNG_KIND = {2: "RGB color", 3: "a color palette", 4: "gray with transparency", 6: "RGB color with transparency"}
 COPY_AGAIN = "copy it again from where it was made"
 DEFLATE_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
+METER_UM = 1e6
 CURE = "save it as gray of 8 or 16 bits without transparency"
 
 
 def accepts(path: Path) -> bool:
-    """Whether a file starts as a PNG or a netpbm picture does."""
+    """Whether a file starts as a PNG or a netpbm picture does, or a folder holds the numbered PNGs of one stack."""
     try:
+        if path.is_dir():
+            return bool(numbered_planes((p for p in path.iterdir() if not p.name.startswith(".")), (".png",)))
         if not path.is_file():
             return False
         with path.open("rb") as file:
@@ -42,12 +47,17 @@ def accepts(path: Path) -> bool:
     return head == PNG_MAGIC or PNM_MAGIC.match(head) is not None
 
 
-def read(source: Source, series: str | int | None = None) -> Scan:
-    """A gray PNG or binary PGM (P5) of 8 or 16 bits as a scan with axes y, x.
+def read(source: Source, series: str | int | None = None, *, intensity: Intensity | None = None) -> Scan:
+    """A gray PNG or binary PGM (P5) of 8 or 16 bits as a scan with axes y, x; numbered planes of a folder as z, y, x.
 
     A PGM whose highest value is below that of its type (4095 in 16 bits) fixes the intensity line from 0 to that
-    value; else the line is the robust one. Spacing comes from the pHYs chunk of a PNG where it is in meters and
-    plausible.
+    value; else the line is the robust one. Spacing comes from the pHYs chunk of a PNG where it is in meters and no
+    resolution for print or screen.
+
+    Args:
+        source: one file, or the planes of one stack.
+        series: nothing or 0.
+        intensity: taken instead of a measured one.
 
     Raises:
         ScanError: damaged, cut off, color, palette, transparency, fewer than 8 bits, or a series other than 0.
@@ -55,13 +65,29 @@ def read(source: Source, series: str | int | None = None) -> Scan:
     path = source.path
     if series not in (None, 0, "0"):
         raise ScanError(f"{path}: expected no series or 0, found {series!r}; a picture is one image")
+    if len(source.files) > 1 and path.is_dir():
+        return read_stack(source, partial(_open, keep=0), reader="picture", intensity=intensity)
+    return make_scan(_open(path), reader="picture", intensity=intensity)
+
+
+def plane_form(path: Path) -> tuple[object, ...] | None:
+    """Size and type of the samples of a PNG, comparable; None where it is another file or damaged."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError:
+        return None
+    return struct.unpack(">IIBB", head[16:26]) if head[:8] == PNG_MAGIC and len(head) == 26 else None
+
+
+def _open(path: Path, *, keep: int = KEEP_BYTES) -> Opened:
     try:
         with path.open("rb") as file:
             magic = file.read(8)
         if magic == PNG_MAGIC:
-            return _read_png(path)
+            return _open_png(path, keep)
         if PNM_MAGIC.match(magic):
-            return _read_pgm(path)
+            return _open_pgm(path)
     except OSError as error:
         raise ScanError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from error
     raise ScanError(f"{path}: expected a PNG or PGM picture, found other content; {COPY_AGAIN}")
@@ -89,7 +115,7 @@ class _DecodePng:
         return np.asarray(decoded)
 
 
-def _read_png(path: Path) -> Scan:
+def _open_png(path: Path, keep: int) -> Opened:
     size = path.stat().st_size
     chunks = dict(_png_chunks(path))
     if len(chunks.get(b"IHDR", b"")) != 13 or b"IDAT" not in chunks or b"IEND" not in chunks:
@@ -103,15 +129,21 @@ def _read_png(path: Path) -> Scan:
         raise ScanError(f"{path}: the header says {width} x {height}, the file has {size} bytes; {COPY_AGAIN}")
     dtype = np.dtype(np.uint16 if bits == 16 else np.uint8)
     load = _DecodePng(path, (height, width), dtype)
-    data = BlockArray((height, width), dtype, block=(height, width), load=load)
-    spacing: dict[str, float] = {}
-    if len(chunks.get(b"pHYs", b"")) == 9:
-        per_x, per_y, unit = struct.unpack(">IIB", chunks[b"pHYs"])
+    data = BlockArray((height, width), dtype, block=(height, width), load=load, keep=keep)
+    header = Header()
+    if len(chunks.get(b"pHYs", b"")) == 9 and chunks[b"pHYs"][8] == 1:
+        per_x, per_y = struct.unpack(">II", chunks[b"pHYs"][:8])
         for axis, samples in (("y", per_y), ("x", per_x)):
-            found = print_spacing_um(samples, 1e6 if unit == 1 else None)
+            found = print_spacing_um(samples, METER_UM)
             if found is not None:
-                spacing[axis] = found
-    return _scan(data, (spacing.get("y"), spacing.get("x")), measured_intensity(path, data))
+                header.spacing_um[axis] = found
+            else:
+                header.explained.add(axis)
+                header.warnings.append(
+                    f"spacing along {axis}: {samples} samples per meter (about {samples * INCH_UM / METER_UM:.0f} per inch) "
+                    "are a resolution for print or screen, or not plausible; unknown"
+                )
+    return Opened(path, data, "yx", header)
 
 
 def _png_chunks(path: Path) -> list[tuple[bytes, bytes]]:
@@ -132,7 +164,7 @@ def _png_chunks(path: Path) -> list[tuple[bytes, bytes]]:
     return chunks
 
 
-def _read_pgm(path: Path) -> Scan:
+def _open_pgm(path: Path) -> Opened:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(4096)
@@ -160,13 +192,4 @@ def _read_pgm(path: Path) -> Scan:
         if PNM_MAGIC.match(file.read(64).lstrip()):
             raise ScanError(f"{path}: expected one picture, found several one after the other; split them into files")
     data = MappedArray(path, offset=match.end(), shape=(height, width), dtype=dtype)
-    if highest == np.iinfo(dtype).max:
-        return _scan(data, (None, None), measured_intensity(path, data))
-    bits = highest.bit_length() if highest & (highest + 1) == 0 else None
-    return _scan(data, (None, None), Intensity(0, highest, data.dtype, bits=bits))
-
-
-def _scan(data: LazyArray, spacing: tuple[float | None, float | None], intensity: Intensity) -> Scan:
-    known = {a: s for a, s in zip("yx", spacing, strict=True) if s is not None}
-    warnings = unknown_spacing("yx", known)
-    return Scan(data, Grid(("y", "x"), spacing), intensity, warnings=warnings, reader="picture")
+    return Opened(path, data, "yx", Header(), highest=None if highest == np.iinfo(dtype).max else highest)

@@ -6,10 +6,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from medsr.scan import Scan
+from medsr.scan import Intensity, Scan, ScanError
 
-__all__ = ["Reader", "Source", "natural_key"]
+__all__ = ["NoImageError", "Read", "Reader", "Source", "natural_key"]
+
+
+class NoImageError(ScanError):
+    """A sound file that holds no image and was never meant to (a DICOM report, plan, index or waveform)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,14 @@ class Source:
     subject: str = ""
 
 
+class Read(Protocol):
+    """Makes a scan of a source. With an `intensity` given, no samples are read to measure one: it is the scan's."""
+
+    def __call__(self, source: Source, series: str | int | None = None, *, intensity: Intensity | None = None) -> Scan:
+        """The scan, lazily; raises ScanError with the file first."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """One format: its name, whether a path looks like it, how a source becomes a scan, the endings its files have.
@@ -38,7 +51,7 @@ class Reader:
 
     name: str
     accepts: Callable[[Path], bool]
-    read: Callable[[Source, str | int | None], Scan]
+    read: Read
     suffixes: tuple[str, ...] = ()
 
 

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr.io.lazy import Arranged, BlockArray
-from medsr.io.samples import measured_intensity, refuse_type, unknown_spacing
+from medsr.io.lazy import Arranged
+from medsr.io.planes import Opened, make_scan, numbered_planes, read_stack
+from medsr.io.samples import refuse_type
 from medsr.io.source import Source, natural_key
-from medsr.io.tiff_metadata import Header, arrange, read_header
+from medsr.io.tiff_metadata import arrange, read_header
 from medsr.io.tiff_pages import MAGIC, listening, page_array, walk_pages
-from medsr.scan import Axis, Grid, Intensity, LazyArray, Scan, ScanError, sample_values
+from medsr.scan import Intensity, Scan, ScanError
 
-__all__ = ["accepts", "group", "numbered_planes", "plane_sets", "read"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["accepts", "group", "plane_form", "read"]
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk")
 GRAY = {None, 0, 1, 32845, 34892, 51177}  # white or black is zero, linear raw, depth map; LogL apart
-PLANE_NAME = re.compile(r"((?:|.*[^a-z])(?:z|slice|plane|section|sec|layer)[ _\-=.]*)(\d+)(\D*)", re.IGNORECASE)
+FORM_TAGS = frozenset({256, 257, 258, 262, 277, 339})
 GRAY_CURE = "save one channel as gray (Fiji: Image > Type > 16-bit or 8-bit; or split the channels)"
 
 
@@ -35,14 +32,14 @@ def accepts(path: Path) -> bool:
     """Whether a file starts as a TIFF does, or a folder holds the numbered planes of one stack."""
     try:
         if path.is_dir():
-            return bool(numbered_planes([p for p in path.iterdir() if not p.name.startswith(".")]))
+            return bool(numbered_planes((p for p in path.iterdir() if not p.name.startswith(".")), SUFFIXES))
         with path.open("rb") as file:
             return file.read(4) in MAGIC
     except OSError:
         return False
 
 
-def read(source: Source, series: str | int | None = None) -> Scan:
+def read(source: Source, series: str | int | None = None, *, intensity: Intensity | None = None) -> Scan:
     """A TIFF file, or the numbered planes of a folder, as a lazy scan.
 
     Axes come as t, c, z, y, x whatever their order in the file; those of length 1 but y and x are left out. Spacing
@@ -55,62 +52,35 @@ def read(source: Source, series: str | int | None = None) -> Scan:
     Args:
         source: one file, or the planes of one stack.
         series: name or number of the series where the file holds several.
+        intensity: taken instead of a measured one.
 
     Raises:
         ScanError: damaged, cut off, color, 1-bit, complex, all-NaN, or several series and none named.
     """
     if len(source.files) > 1 and source.path.is_dir():
-        return _read_planes(source, series)
-    path = source.path
+        return read_stack(source, partial(_open, series=series, keep=0), reader="tiff", intensity=intensity)
+    return make_scan(_open(source.path, series=series), reader="tiff", intensity=intensity)
+
+
+def _open(path: Path, *, series: str | int | None, keep: int | None = None) -> Opened:
+    """One series of a file: its samples and what the header says; `keep` bytes of decoded blocks."""
     with _opened(path) as (tif, heard):
         chosen = _choose(path, tif, series)
         _refuse_color(path, chosen)
         header = read_header(tif, chosen)
         _refuse_cut_off(path, tif, chosen)
-        data, missing = page_array(path, chosen)
+        data, missing = page_array(path, chosen, keep=keep)
         try:
             names, order, note = arrange(chosen.axes, tuple(chosen.shape))
         except ValueError as error:
             raise ScanError(f"{path}: {error}; save it as OME-TIFF with these axes") from error
         if missing:
             header.warnings.append(f"{missing} strips or tiles are not stored; they read as {chosen.keyframe.nodata}")
-        page = chosen.keyframe
         header.warnings += [note] if note else []
         header.warnings += [f"tifffile: {line}" for line in heard]
-        arranged: LazyArray = (
-            data if order == tuple(range(len(order))) == tuple(range(len(data.shape))) else Arranged(data, order)
-        )
-        white_is_zero = page.photometric == 0
-        nodata = page.nodata if 42113 in page.tags else None
-    said = _history(chosen, white_is_zero=white_is_zero)
-    return _scan(path, arranged, names, header, history=said, white_is_zero=white_is_zero, nodata=nodata)
-
-
-def _scan(
-    path: Path, data: LazyArray, names: str, header: Header, *, history: str, white_is_zero: bool, nodata: float | None
-) -> Scan:
-    axes = cast("tuple[Axis, ...]", tuple(names))
-    grid = Grid(axes, tuple(header.spacing_um.get(axis) for axis in axes))
-    header.warnings += unknown_spacing("".join(a for a in names if a not in header.explained), header.spacing_um)
-    intensity = _intensity(path, data, header, nodata)
-    if white_is_zero:
-        intensity = replace(intensity, black=intensity.white, white=intensity.black)
-    return Scan(data, grid, intensity, (history,), tuple(dict.fromkeys(header.warnings)), "tiff")
-
-
-def _intensity(path: Path, data: LazyArray, header: Header, nodata: float | None) -> Intensity:
-    said: dict[str, Any] = {
-        "slope": header.slope, "intercept": header.intercept, "units": header.units, "window": header.window
-    }  # fmt: skip
-    if header.bits is not None:
-        dtype, values = np.dtype(data.dtype), sample_values(data)
-        low, high = (-(1 << header.bits - 1), (1 << header.bits - 1) - 1) if dtype.kind == "i" else (
-            0, (1 << header.bits) - 1
-        )  # fmt: skip
-        if low <= values.min() and values.max() <= high:
-            return Intensity(low, high, dtype, bits=header.bits, **said)
-        header.warnings.append(f"values reach {values.max()}, beyond the {header.bits} bits the file says; not used")
-    return measured_intensity(path, data, nodata=nodata, **said)
+        if order != tuple(range(len(order))) or len(order) != len(data.shape):
+            data = Arranged(data, order)
+    return Opened(path, data, names, header, _history(chosen, white_is_zero=header.white_is_zero))
 
 
 @contextmanager
@@ -211,93 +181,14 @@ def _history(series: Any, *, white_is_zero: bool) -> str:
     return f"read by the TIFF reader: {series.kind}, {page.bitspersample}-bit {page.dtype}, compression {packing}{zero}"
 
 
-@dataclass(frozen=True)
-class _LoadPlane:
-    planes: tuple[LazyArray, ...]
-
-    def __call__(self, index: tuple[int, ...]) -> NDArray[Any]:
-        return np.asarray(self.planes[index[0]][...])[None]
-
-
-def numbered_planes(files: Iterable[Path]) -> tuple[Path, ...]:
-    """The TIFF files in the order of their number, where all their names differ only in one running number without
-    gaps and there are at least two; else nothing."""
-    found = sorted((f for f in files if f.suffix.lower() in SUFFIXES), key=natural_key)
-    parts = [re.split(r"(\d+)", f.name) for f in found]
-    if len(found) < 2 or len({len(p) for p in parts}) != 1:
-        return ()
-    differing = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
-    if len(differing) != 1 or differing[0] % 2 == 0:
-        return ()
-    numbers = [int(p[differing[0]]) for p in parts]
-    return tuple(found) if numbers == list(range(numbers[0], numbers[0] + len(numbers))) else ()
-
-
-def plane_sets(files: Iterable[Path]) -> list[tuple[Path, ...]]:
-    """Sets of TIFF files of one page each whose names say that a running number without gaps counts planes.
-
-    "z001.tif", "cell3_slice-7.tif", "Section 12.tif": the number after z, slice, plane, section, sec or layer. Names
-    with another number only ("img_001.tif") may as well be separate images and make no set.
-    """
-    sets: dict[tuple[str, str], list[tuple[int, Path]]] = defaultdict(list)
-    for path in files:
-        match = PLANE_NAME.fullmatch(path.name)
-        if match and path.suffix.lower() in SUFFIXES:
-            sets[match[1].casefold(), match[3].casefold()].append((int(match[2]), path))
-    found = []
-    for members in sets.values():
-        numbers, paths = zip(*sorted(members), strict=True)
-        if len(paths) < 2 or not all(map(_is_single_page, (paths[0], paths[-1]))):
-            continue
-        if numbers == tuple(range(numbers[0], numbers[0] + len(numbers))):
-            found.append(paths)
-        else:
-            _log.warning(
-                "%s ... %s: %d files for the planes %d to %d; taken as separate images",
-                paths[0], paths[-1].name, len(paths), numbers[0], numbers[-1],
-            )  # fmt: skip
-    return found
-
-
-def _is_single_page(path: Path) -> bool:
+def plane_form(path: Path) -> tuple[object, ...] | None:
+    """Size and type of the samples of a file of one page, comparable; None where there are more or it is damaged."""
     try:
-        return accepts(path) and len(walk_pages(path)) == 1
+        pages = walk_pages(path) if accepts(path) else {}
     except (OSError, ScanError):
-        return False
-
-
-def _read_planes(source: Source, series: str | int | None) -> Scan:
-    files = sorted(source.files, key=natural_key)
-    planes: list[LazyArray] = []
-    first: tuple[Header, bool, float | None, tuple[int, ...], np.dtype[Any]] | None = None
-    for path in files:
-        with _opened(path) as (tif, _):
-            chosen = _choose(path, tif, series)
-            _refuse_color(path, chosen)
-            if len(chosen.pages) != 1 or len(chosen.shape) != 2:
-                raise ScanError(
-                    f"{path}: expected one plane in each file of the stack {source.path}, found {chosen.axes} of "
-                    f"{' x '.join(map(str, chosen.shape))}; read the files one by one"
-                )
-            data, _ = page_array(path, chosen, keep=0)
-            page = chosen.keyframe
-            white_is_zero, nodata = page.photometric == 0, page.nodata if 42113 in page.tags else None
-            own = (read_header(tif, chosen), white_is_zero, nodata, tuple(data.shape), np.dtype(data.dtype))
-        first = first or own
-        if (own[1], *own[3:], own[0].bits) != (first[1], *first[3:], first[0].bits):
-            raise ScanError(
-                f"{path}: expected planes of {first[3]} {first[4]} as in {files[0].name}, found {own[3]} {own[4]}; "
-                "take it out of the folder or read the files one by one"
-            )
-        planes.append(data)
-    if first is None:
-        raise ScanError(f"{source.path}: expected the planes of a stack, found no TIFF; name a folder of TIFF files")
-    header, white_is_zero, nodata, shape, dtype = first
-    header.spacing_um.pop("z", None)
-    header.window = None
-    stack = BlockArray((len(planes), *shape), dtype, block=(1, *shape), load=_LoadPlane(tuple(planes)))
-    said = f"{_history(chosen, white_is_zero=white_is_zero)}; {len(planes)} files, one a plane"
-    return _scan(source.path, stack, "zyx", header, history=said, white_is_zero=white_is_zero, nodata=nodata)
+        return None
+    # width, length, bits, photometric, samples, sample format
+    return tuple(t for t in next(iter(pages.values())) if t[0] in FORM_TAGS) if len(pages) == 1 else None
 
 
 def group(files: Iterable[Path]) -> list[tuple[Path, ...]]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
-from medsr.io.units import micrometers, print_spacing_um, stated_spacing_um
+import numpy as np
 
-__all__ = ["CALIBRATION_NAMESPACE", "Header", "arrange", "read_header"]
+from medsr.io.units import INCH_UM, micrometers, print_spacing_um, stated_spacing_um
+
+__all__ = ["CALIBRATION_NAMESPACE", "Header", "arrange", "channel_notes", "read_header"]
 
 CALIBRATION_NAMESPACE = "medsr/intensity"
-_TAG_UNITS_UM = {2: 25_400.0, 3: 10_000.0}
+_TAG_UNITS_UM = {2: INCH_UM, 3: 10_000.0}
+_NO_DATA = 42113  # GDAL_NODATA: a number as text
 
 
 @dataclass
@@ -25,7 +29,10 @@ class Header:
         bits: significant bits where the file says so; None: those of the dtype.
         slope, intercept, units: quantity = slope * stored + intercept, in units.
         window: stored values proposed for display.
+        padding: closed range of stored values that mean "not measured".
+        white_is_zero: whether the highest value is black.
         warnings: what a user should know.
+        notes: what the history should keep (names of channels, time increment).
         explained: axes of unknown spacing that a warning speaks of.
     """
 
@@ -35,7 +42,10 @@ class Header:
     intercept: float = 0.0
     units: str = ""
     window: tuple[float, float] | None = None
+    padding: tuple[float, float] | None = None
+    white_is_zero: bool = False
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     explained: set[str] = field(default_factory=set)
 
     def set_spacing(self, axis: str, value: object, unit: str | None) -> None:
@@ -52,6 +62,8 @@ def read_header(tif: Any, series: Any) -> Header:
     """The header of one series of an open tifffile.TiffFile: OME-XML, else ImageJ, else the resolution tags."""
     header = Header()
     page = series.keyframe
+    header.white_is_zero = page.photometric == 0
+    header.padding = _padding(page)
     stored_bits = 8 * page.dtype.itemsize
     if isinstance(page.bitspersample, int) and page.bitspersample < stored_bits and page.dtype.kind in "iu":
         header.bits = page.bitspersample
@@ -66,18 +78,47 @@ def read_header(tif: Any, series: Any) -> Header:
     return header
 
 
+def _padding(page: Any) -> tuple[float, float] | None:
+    """The value GDAL calls no data, as the samples hold it; None where there is none or the type cannot hold it."""
+    tag = page.tags.get(_NO_DATA)
+    value = None if tag is None else _number(str(tag.value).strip(" \0"))
+    if value is None:
+        return None
+    if page.dtype.kind == "f":
+        value = float(page.dtype.type(value)) if abs(value) <= float(np.finfo(page.dtype).max) else None
+    elif page.dtype.kind in "iu":
+        limits = np.iinfo(page.dtype)
+        value = value if limits.min <= value <= limits.max and value == int(value) else None
+    return None if value is None else (value, value)
+
+
+def channel_notes(names: Iterable[object], increment: object = None, unit: str = "s") -> list[str]:
+    """Lines for the history: the names of the channels and the time between frames, technical characters only."""
+    plain = [re.sub(r"[^\w .,/+()-]", "", str(name or ""))[:40].strip() for name in names]
+    step = _number(increment)
+    return [
+        *([f"channels: {', '.join(n or '?' for n in plain)}"] if any(plain) else []),
+        *([f"time increment {step:g} {re.sub(r'[^a-zA-Zµ]', '', unit)[:12]}"] if step and step > 0 else []),
+    ]
+
+
 def _read_tags(page: Any, header: Header) -> None:
     unit_um = _TAG_UNITS_UM.get(int(page.resolutionunit))
     samples = dict(zip("xy", map(float, page.resolution), strict=True))
+    _read_print(samples, unit_um if 282 in page.tags else None, header)
+
+
+def _read_print(samples: Mapping[str, float], unit_um: float | None, header: Header) -> None:
+    """Spacing from a print resolution, in samples per unit."""
     found = {axis: print_spacing_um(samples[axis], unit_um) for axis in "yx"}
     header.spacing_um |= {axis: spacing for axis, spacing in found.items() if spacing is not None}
     unknown = [axis for axis, spacing in found.items() if spacing is None]
-    if unknown and unit_um is not None and 282 in page.tags:
-        values = " and ".join(f"{samples[axis]:g}" for axis in unknown)
+    if unknown and unit_um is not None:
+        values = " and ".join(dict.fromkeys(f"{samples[axis]:.6g}" for axis in unknown))
         per = "inch" if unit_um > 20_000 else "cm"
         header.warnings.append(
-            f"spacing along {' and '.join(unknown)}: {values} samples per {per} in the file "
-            "are a placeholder of its writer or not plausible; unknown"
+            f"spacing along {' and '.join(unknown)}: {values} samples per {per} in the file are a resolution for "
+            "print or screen, a placeholder of its writer, or not plausible; unknown"
         )
         header.explained |= set(unknown)
 
@@ -93,6 +134,10 @@ def _read_imagej(meta: Mapping[str, Any], page: Any, series: Any, header: Header
         header.explained |= {"y", "x"}
     if units["x"] is None and not uncalibrated:
         _read_tags(page, header)
+    if micrometers(_text(units["x"])) == INCH_UM and not uncalibrated:
+        # ImageJ takes over the print resolution of the file it opened and states it in inches.
+        _read_print(samples, INCH_UM, header)
+        units["x"] = units["y"] = None
     for axis in "yx":
         if not uncalibrated and samples[axis] > 0:
             header.set_spacing(axis, 1.0 / samples[axis], _text(units[axis]))
@@ -102,6 +147,7 @@ def _read_imagej(meta: Mapping[str, Any], page: Any, series: Any, header: Header
     if meta.get("cf") == 0 and _number(meta.get("c0")) is not None and _number(meta.get("c1")):
         header.intercept, header.slope = float(meta["c0"]), float(meta["c1"])
         header.units = str(meta.get("vunit", ""))
+    header.notes += channel_notes((), meta.get("finterval") if "T" in series.axes else None)
     low, high = _number(meta.get("min")), _number(meta.get("max"))
     if low is not None and high is not None and low < high and "C" not in series.axes:
         header.window = (low, high)
@@ -126,6 +172,8 @@ def _read_ome(xml: str, all_series: Iterable[Any], series: Any, header: Header) 
             header.set_spacing(axis, value, pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm"))
     if header.spacing_um.get("y") == header.spacing_um.get("x") == 1.0:
         header.warnings.append("spacing along y and x is exactly 1 um: a placeholder? compare with the microscope")
+    names = [c.get("Name") for c in pixels if _tag(c) == "Channel"]
+    header.notes += channel_notes(names, pixels.get("TimeIncrement"), pixels.get("TimeIncrementUnit", "s"))
     significant = pixels.get("SignificantBits", "")
     if significant.isdigit() and 0 < int(significant) < 8 * series.dtype.itemsize and series.dtype.kind in "iu":
         header.bits = int(significant)

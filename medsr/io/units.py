@@ -9,7 +9,8 @@ __all__ = ["micrometers", "print_spacing_um", "stated_spacing_um"]
 
 INCH_UM = 25_400.0
 SMALLEST_UM, LARGEST_UM = 1e-5, 2e4
-PLACEHOLDER_DPI = (1.0, 72.0, 96.0, 300.0)
+# What writers put where nothing was measured: screens, printers, and the settings of image editors.
+PLACEHOLDER_DPI = (1, 72, 96, 150, 200, 240, 300, 400, 600, 1200, 2400)
 
 _SYMBOLS = {  # case matters: "Mm" is a megameter, "Pm" a petameter
     "km": 1e9, "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3, "pm": 1e-6,
@@ -48,13 +49,14 @@ def stated_spacing_um(value: object, unit_um: float | None) -> float | None:
 def print_spacing_um(samples: float, unit_um: float | None) -> float | None:
     """Spacing from a print resolution of `samples` per unit (TIFF tags, PNG pHYs) in micrometers.
 
-    None where it cannot be a measurement: no unit, not above zero, 1, 72, 96 or 300 dots per inch, exactly one sample
-    per unit, or a spacing outside 0.1 nm to 1 mm.
+    None where it cannot be a measurement: no unit, not above zero, a resolution of screens and printers (1, 72, 96,
+    150, 200, 240, 300, 400, 600, 1200, 2400 dots per inch, or the same per cm, also rounded to whole numbers),
+    exactly one sample per unit, or a spacing outside 0.1 nm to 1 mm.
     """
     if unit_um is None or not math.isfinite(samples) or samples <= 0 or samples == 1:
         return None
     spacing = unit_um / samples
-    dpi = INCH_UM / spacing
-    if any(math.isclose(dpi, known, rel_tol=2e-3) for known in PLACEHOLDER_DPI):
-        return None
+    for known in PLACEHOLDER_DPI:
+        if math.isclose(INCH_UM / spacing, known, rel_tol=2e-3) or samples == round(known * unit_um / INCH_UM):
+            return None
     return spacing if 1e-4 <= spacing <= 1e3 else None
