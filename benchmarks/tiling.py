@@ -57,7 +57,10 @@ def run_sliding_window(path: Path, out: Path) -> None:
 
 
 def run_zarr_merger(path: Path, out: Path) -> None:
-    """MONAI PatchInferer with ZarrAvgMerger: the result on the disk, float32."""
+    """MONAI PatchInferer with ZarrAvgMerger: the result on the disk, float32.
+
+    Without overlap: where patches do not divide the image, this merger ends in an error (monai 1.6.1).
+    """
     import torch
     from monai.inferers import PatchInferer, SlidingWindowSplitter, ZarrAvgMerger
 
@@ -65,7 +68,7 @@ def run_zarr_merger(path: Path, out: Path) -> None:
 
     low = torch.from_numpy(tifffile.imread(path).astype("float32"))[None, None]
     inferer = PatchInferer(
-        SlidingWindowSplitter((256, 256), overlap=0.25),
+        SlidingWindowSplitter((256, 256), overlap=0.0),
         merger_cls=ZarrAvgMerger,
         merged_shape=(1, 1, *(4 * n for n in low.shape[2:])),
         store=str(out / "result.zarr"),

@@ -213,14 +213,18 @@ class Intensity:
         Raises:
             ValueError: a NaN or infinity meets an integer dtype, which has no value for it.
         """
-        values = np.asarray(unit, np.float64) * (self.white - self.black) + self.black
+        # Up to 16 bits float32 is exact enough: its error stays below 0.02 of a stored unit.
+        narrow = self.dtype.kind in "iu" and self.dtype.itemsize <= 2
+        values = np.multiply(unit, self.white - self.black, dtype=np.float32 if narrow else np.float64)
+        values += self.black
         if self.dtype.kind == "f":
             with np.errstate(over="ignore"):
                 return values.astype(self.dtype)
         if not np.isfinite(values).all():
             raise ValueError(f"to_stored: expected finite values for {self.dtype}, found NaN or infinity")
         info = np.iinfo(self.dtype)
-        return np.clip(np.rint(values), info.min, info.max).astype(self.dtype)
+        np.rint(values, out=values)
+        return np.clip(values, info.min, info.max, out=values).astype(self.dtype)
 
     def holes(self, stored: Array) -> NDArray[np.bool_]:
         """True where a sample (any shape, stored values) was not measured: NaN, infinity or padding."""

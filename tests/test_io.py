@@ -330,7 +330,7 @@ def test_a_given_intensity_is_taken_and_no_sample_is_read(tmp_path, nuclei, monk
     level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [0.5, 0.5]}]}
     root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}
     root.create_array("0", data=nuclei[0])
-    sources = [s for s in [*find_scans(tmp_path), *find_scans(MAMMOGRAM), *find_scans(NUCLEI)]]
+    sources = [*find_scans(tmp_path), *find_scans(MAMMOGRAM), *find_scans(NUCLEI)]
     assert len(sources) == 6
     line = Intensity(100, 40_000, np.dtype("u2"), units="x", padding=(0, 3))
     measured = [read_scan(s) for s in sources]

@@ -150,8 +150,12 @@ def test_padding_comes_back_and_what_is_none_spoils_the_line(tmp_path, nuclei):
 
 def test_uneven_channels_are_told_and_labels_and_time_kept(tmp_path, nuclei):
     values = np.stack([nuclei[:2], nuclei[2:4] // 9], axis=1)
-    omero = {"channels": [{"color": "FF0000", "window": {"start": 0, "end": 9, "min": 0, "max": 9}, "label": "GFP"},
-                          {"color": "00FF00", "window": {"start": 0, "end": 8, "min": 0, "max": 9}, "label": "RFP"}]}
+    omero = {
+        "channels": [
+            {"color": "FF0000", "window": {"start": 0, "end": 9, "min": 0, "max": 9}, "label": "GFP"},
+            {"color": "00FF00", "window": {"start": 0, "end": 8, "min": 0, "max": 9}, "label": "RFP"},
+        ]
+    }
     time = {"name": "t", "type": "time", "unit": "second"}
     root = write(tmp_path / "a.zarr", values, [time, *(axis(n) for n in "cyx")], scale=[2.5, 1, 0.2, 0.2])
     attributes = zarr.open_group(root).attrs

@@ -139,8 +139,9 @@ def _open_png(path: Path, keep: int) -> Opened:
                 header.spacing_um[axis] = found
             else:
                 header.explained.add(axis)
+                inch = f"{samples * INCH_UM / METER_UM:.0f}"
                 header.warnings.append(
-                    f"spacing along {axis}: {samples} samples per meter (about {samples * INCH_UM / METER_UM:.0f} per inch) "
+                    f"spacing along {axis}: {samples} samples per meter (about {inch} per inch) in the file "
                     "are a resolution for print or screen, or not plausible; unknown"
                 )
     return Opened(path, data, "yx", header)
