@@ -25,7 +25,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 
 from medsr.data import MAMMOGRAM
-from medsr.io import dicom_decode
+from medsr.io import dicom_decode, find_scans
 from medsr.io.dicom import DicomReader, accepts, group, read
 from medsr.io.source import Source
 from medsr.scan import LazyArray, Scan, ScanError, robust_intensity
@@ -757,3 +757,28 @@ def test_files_all_at_one_position_are_a_scan_each(ct_series: list[Path]) -> Non
     first = ct_series[0]
     twin = edited(first, first.with_name("twin.dcm"), SOPInstanceUID="1.2.3.4")
     assert sorted(files for files, _ in group([first, twin])) == sorted([(first,), (twin,)])
+
+
+def test_the_views_of_one_woman_are_one_subject(shared_data: Path) -> None:
+    found = find_scans(shared_data / "dev" / "mammo" / "cbis-ddsm")
+    ids = {str(load(source.path).PatientID) for source in found}
+    assert len(found) == len(ids) == 3  # CBIS-DDSM writes the view into the PatientID
+    assert {source.subject for source in found} == {hashlib.sha256(b"P_00173").hexdigest()[:16]}
+
+
+@pytest.mark.parametrize(
+    ("written", "person"),
+    [
+        ("Mass-Test_P_00173_LEFT_CC", "P_00173"),
+        ("Calc-Training_P_00173_right_mlo_2", "P_00173"),
+        (" P-17-LEFT-XCCL ", "P-17"),
+        ("17 right at", "17"),
+        ("LEFT_CC", "LEFT_CC"),
+        ("17_LEFT", "17_LEFT"),
+        ("Mass-Test", "Mass-Test"),
+        ("SWIFT_CC", "SWIFT_CC"),
+    ],
+)
+def test_only_the_view_is_taken_off_a_patient_id(tmp_path: Path, written: str, person: str) -> None:
+    ((_, subject),) = group([save(load(MAMMOGRAM), tmp_path / "a.dcm", PatientID=written)])
+    assert subject == hashlib.sha256(person.encode()).hexdigest()[:16]

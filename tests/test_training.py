@@ -1,5 +1,6 @@
 """Training: what is learned from and held out, runs that are stopped and gone on with, and what they leave behind."""
 
+import functools
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from medsr.checkpoint import build_network, load_checkpoint, load_upscaler
@@ -24,9 +26,11 @@ from medsr.config import load_config
 from medsr.data import sample_path
 from medsr.io import Source, find_scans, read_scan
 from medsr.recipe import Recipe
+from medsr.scan import Grid, Intensity, Scan
 from medsr.training import TrainingError, train
 from medsr.training.callbacks import Averaged, RandomNumbers
 from medsr.training.data import PatchDataset, PatchSampler, Portion, Shelf, patch_transforms, window_of
+from medsr.training.foreground import ForegroundMap
 from medsr.training.phases import AdversarialPhase, PixelPhase, build_discriminator, scheduled
 from medsr.training.survey import blank_card, split_scans
 
@@ -234,12 +238,47 @@ def test_scans_larger_than_memory_give_the_same_patches(folder: Path) -> None:
         assert isinstance(shelf.open(portions[0]).data, np.ndarray) == (budget > 0)
         dataset = PatchDataset(portions, shelf, patch_transforms(recipe, [None]))
         pairs.append([dataset[draw] for draw in ((0, 5), (1, 6), (2, 7), (0, 8))])
-    # The foreground of what is read from files is probed more sparsely; places may differ, values may not.
-    for budget_pairs in pairs:
-        for low, high in budget_pairs:
-            assert tuple(low.shape) == (1, 16, 16)
-            assert tuple(high.shape) == (1, 32, 32)
-    assert torch.equal(pairs[0][0][1], pairs[1][0][1])
+    for one, other in zip(*pairs, strict=True):
+        assert [tuple(patch.shape) for patch in one] == [(1, 16, 16), (1, 32, 32)]
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("shape", [(90, 300, 310), (700, 900)])
+def test_places_follow_from_the_shape_and_not_from_memory(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], large: bool
+) -> None:
+    class Lazy:
+        def __init__(self, data: np.ndarray) -> None:
+            self.data, self.shape, self.dtype = data, data.shape, data.dtype
+
+        def __getitem__(self, region: Any) -> np.ndarray:
+            return self.data[region]
+
+    if large:
+        monkeypatch.setattr("medsr.training.foreground.LARGE", 1000)
+    random = np.random.default_rng(0)
+    stored = ndimage.gaussian_filter(random.random(shape, np.float32), 6)
+    held = Scan(stored, Grid(tuple("zyx"[-len(shape) :])), Intensity(float(stored.min()), float(stored.max()), "float32"))
+    maps = [ForegroundMap(scan, (48, 64)) for scan in (held, replace(held, data=Lazy(stored)))]
+    np.testing.assert_array_equal(maps[0].share, maps[1].share)
+    assert 0 < maps[0].share.mean() < 1
+    draws = [[m.draw(np.random.RandomState(7), 0.5) for _ in range(20)] for m in maps]
+    assert draws[0] == draws[1]
+
+
+def test_weights_depend_neither_on_memory_nor_on_processes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for budget, workers in ((0, 0), (10**10, 0), (0, 2)):
+        shelf = functools.partial(Shelf, budget=budget)
+        run = tmp_path / f"run{budget}{workers}"
+        monkeypatch.setattr("medsr.training.run.Shelf", shelf)
+        train(recipe_of(folder, run, training={"pixel_steps": 3, "loader_workers": workers}))
+        found.append(weights(run))
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
 
 
 # runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def _header(path: Path, parsed: Parsed) -> Header:
     warnings: list[str] = []
     layout, problem = _layout(parsed, warnings)
     frames = _frame_count(dataset)
-    patient = str(get_value(dataset, "PatientID") or "").strip()
+    patient = _person(str(get_value(dataset, "PatientID") or ""))
     header = Header(
         path=path,
         element=parsed.element,
@@ -118,6 +119,22 @@ def _header(path: Path, parsed: Parsed) -> Header:
         phases=tuple(get_text(dataset, keyword) for keyword in SPLITTERS),
     )
     return header if header.problem else _with_image(header, dataset, warnings)
+
+
+VIEW = re.compile(r"[_\- ](LEFT|RIGHT)[_\- ](CC|MLO|XCCL|XCCM|ML|LM|LMO|AT|CV|SIO|FB)([_\- ]\d+)?$", re.IGNORECASE)
+"""A mammogram's view at the end of a PatientID."""
+
+DDSM_SET = re.compile(r"^(Calc|Mass)-(Test|Training)_(?=P_\d)", re.IGNORECASE)
+"""The set a case of CBIS-DDSM belongs to, at the start of a PatientID."""
+
+
+def _person(patient_id: str) -> str:
+    """A PatientID without what names a picture of the person.
+
+    CBIS-DDSM writes set, side and view into it: Mass-Test_P_00173_LEFT_CC, Mass-Test_P_00173_LEFT_MLO_1. With them one
+    woman would be several subjects, and stand on both sides of a split; P_00173 is left.
+    """
+    return DDSM_SET.sub("", VIEW.sub("", patient_id.strip()))
 
 
 def _meant_as_image(dataset: Any) -> bool:

@@ -51,7 +51,8 @@ class Shelf:
     """Scans, opened when asked for; those used last are held in memory as far as they fit.
 
     A scan too large to be held is read region by region from its files. Each process opens its own, because open
-    files cannot be shared by processes; what was held before the process was forked stays shared.
+    files cannot be shared by processes; what was held before the process was forked stays shared. What is held changes
+    only how fast a patch is read, never which patch it is.
 
     Args:
         recipe: names the series and the intensity rule.

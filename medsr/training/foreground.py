@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,13 +14,17 @@ from medsr.scan import Region, Scan, ScanError, sample_values
 __all__ = ["ForegroundMap", "patch_region"]
 
 MAX_PLACES = 4096
-"""Places probed in a scan held in memory; a quarter of them in one that is read from its file."""
+"""Places probed in a scan; a quarter of them in a large one."""
+
+LARGE = 2**26
+"""Samples above which a scan is probed more sparsely. A matter of its shape alone, never of the memory or the processes
+of a machine, so that a recipe draws the same patches everywhere."""
 
 MAX_LEADING = 32
 """Planes (or time points, channels) probed of a scan with more axes than a patch."""
 
 PROBE = 32
-"""Samples of each axis read to probe a place of a scan that is read from its file."""
+"""Samples of each axis looked at to probe a place: spread over the patch; of a large scan those in its middle."""
 
 
 class ForegroundMap:
@@ -44,7 +49,8 @@ class ForegroundMap:
         self.threshold = _threshold(scan)
         self._room = scan.shape[:lead] + tuple(n - p + 1 for n, p in zip(scan.shape[lead:], patch, strict=True))
         self._size = (1,) * lead + tuple(patch)
-        self._lattice = _lattice(self._room, lead, patch, held=isinstance(scan.data, np.ndarray))
+        self._large = math.prod(scan.shape) > LARGE
+        self._lattice = _lattice(self._room, lead, patch, budget=MAX_PLACES // 4 if self._large else MAX_PLACES)
         places = [self._place(index) for index in np.ndindex(*self._lattice)]
         probed = np.array([self._probe(scan, place, patch, lead) for place in places])
         self.share: NDArray[np.float64] = probed[:, 0].reshape(self._lattice)
@@ -93,13 +99,12 @@ class ForegroundMap:
     def _probe(self, scan: Scan, place: tuple[int, ...], patch: tuple[int, ...], lead: int) -> tuple[float, float]:
         """Share of foreground and share of finite samples of the patch at a place."""
         region: list[slice] = [slice(i, i + 1) for i in place[:lead]]
-        held = isinstance(scan.data, np.ndarray)
         for first, size in zip(place[lead:], patch, strict=True):
-            if held:
-                region.append(slice(first, first + size, max(1, size // PROBE)))
-            else:
+            if self._large:
                 middle = first + (size - min(size, PROBE)) // 2
                 region.append(slice(middle, middle + min(size, PROBE)))
+            else:
+                region.append(slice(first, first + size, max(1, size // PROBE)))
         stored = np.asarray(scan.data[tuple(region)])
         known = ~scan.intensity.holes(stored)
         bright = scan.intensity.to_unit(stored) > self.threshold
@@ -115,9 +120,8 @@ def _threshold(scan: Scan) -> float:
         raise ScanError(str(error)) from error
 
 
-def _lattice(room: tuple[int, ...], lead: int, patch: tuple[int, ...], *, held: bool) -> tuple[int, ...]:
+def _lattice(room: tuple[int, ...], lead: int, patch: tuple[int, ...], *, budget: int) -> tuple[int, ...]:
     """Places along each axis: half a patch apart, and no more in all than the budget allows."""
-    budget = MAX_PLACES if held else MAX_PLACES // 4
     counts = [min(size, max(1, round(MAX_LEADING ** (1 / lead)))) for size in room[:lead]]
     side = max(1, int((budget / int(np.prod(counts, dtype=int))) ** (1 / len(patch))))
     counts += [min(side, max(1, -(-2 * size // p))) for size, p in zip(room[lead:], patch, strict=True)]
