@@ -32,6 +32,7 @@ class TrainingCard(BaseModel):
         spacing_um: smallest and largest coarse spacing for each axis of the factor, in micrometers; None: unknown.
         dtype: of the stored values.
         inputs: hashes and shapes of the training scans.
+        held_out: the same of the scans it was validated on; with a single scan, of which rows were held out, that one.
         versions: of the software.
         steps: done in each phase.
         validation: figures on the held-out scans, by name.
@@ -45,6 +46,7 @@ class TrainingCard(BaseModel):
     spacing_um: tuple[Range | None, ...] | None = None
     dtype: str
     inputs: tuple[TrainingInput, ...] = ()
+    held_out: tuple[TrainingInput, ...] = ()
     versions: dict[str, str] = {}
     steps: dict[str, int] = {}
     validation: dict[str, float] = {}

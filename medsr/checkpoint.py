@@ -215,7 +215,9 @@ class TrainedUpscaler(nn.Module):
         method, rule = self.recipe.method, self.recipe.intensity
         line = "" if rule.black is None else f", black {rule.black:g} white {rule.white:g}"
         size = f"{method.features} features, {method.blocks} blocks"
-        return f"{method.kind} x{_comma(self.factor)}, {size}, weights {self._checkpoint.sha256[:12]}{line}"
+        # Named by what was trained: an srgan whose adversarial phase has not begun is an srresnet.
+        kind = method.kind if self.card.steps.get("adversarial", 0) > 0 else "srresnet"
+        return f"{kind} x{_comma(self.factor)}, {size}, weights {self._checkpoint.sha256[:12]}{line}"
 
 
 def _conversion(rule: IntensityRule, scan: Scan) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import traceback
@@ -133,8 +134,9 @@ def train(
     with _manners(debug or ctx.obj):
         recipe = medsr.load_config(config, medsr.Recipe, overrides or ())
         run = medsr.train(recipe, resume=resume, out=out)
-        typer.echo(f"run folder: {run}")
-        typer.echo(f"next: medsr upscale SCANS --checkpoint {run} --out OUT")
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first speaks
+            typer.echo(f"run folder: {run}")
+            typer.echo(f"next: medsr upscale SCANS --checkpoint {run} --out OUT")
 
 
 @app.command()

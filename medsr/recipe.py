@@ -89,7 +89,13 @@ class SrganRecipe(SrresnetRecipe):
     pixel_weight: float = Field(1.0, ge=0, description="weight of the pixel loss in the adversarial phase")
     content: ContentLoss = ContentLoss()
     discriminator: Literal["srgan", "patch"] = Field(
-        "srgan", description="srgan: the paper's layers, one verdict a patch; patch: one for each neighborhood"
+        "srgan",
+        description="srgan: the paper's layers, one verdict a patch, by features averaged over it (any patch size; the "
+        "paper's dense head fits one size only); patch: one verdict for each neighborhood",
+    )
+    discriminator_norm: Literal["auto", "batch", "spectral", "none"] = Field(
+        "auto",
+        description="auto: batch for srgan (paper), spectral for patch; spectral is steadier with small batches",
     )
     discriminator_features: int = Field(64, ge=4, le=512, description="channels of its first layer (paper: 64)")
 

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import random
+import shutil
 import signal
 import warnings
 from collections import Counter
@@ -29,10 +30,12 @@ from medsr.recipe import Recipe
 from medsr.scan import Grid, Intensity, Scan
 from medsr.training import TrainingError, train
 from medsr.training.callbacks import Averaged, RandomNumbers
+from medsr.training.copies import check_apart
 from medsr.training.data import PatchDataset, PatchSampler, Portion, Shelf, patch_transforms, window_of
 from medsr.training.foreground import ForegroundMap
 from medsr.training.phases import AdversarialPhase, PixelPhase, build_discriminator, scheduled
 from medsr.training.survey import blank_card, split_scans
+from medsr.training.validation import Crop, picture
 
 SECRET = "JANE_DOE_1961"
 
@@ -159,6 +162,7 @@ def test_groups_are_never_split(group: str, monkeypatch: pytest.MonkeyPatch) -> 
     sources = [source_of(f"{s}{v}.tif", s, f"center{int(s, 16) % 3}") for s in "0123456789" for v in "LR"]
     monkeypatch.setattr("medsr.training.survey.find_scans", lambda _: sources)
     monkeypatch.setattr("medsr.training.survey._facts", lambda *_: None)
+    monkeypatch.setattr("medsr.training.survey.copies", lambda _: [])
     monkeypatch.setattr(Shelf, "open", lambda *_: None)
     recipe = recipe_of(Path("/"), Path("run"), data={"group": group})
     split = split_scans(recipe, Shelf(recipe))
@@ -174,6 +178,7 @@ def test_one_subject_of_several_scans_is_split_by_scan_and_said(
 ) -> None:
     monkeypatch.setattr("medsr.training.survey.find_scans", lambda _: [source_of(n, "feed") for n in ("a", "b", "c")])
     monkeypatch.setattr("medsr.training.survey._facts", lambda *_: None)
+    monkeypatch.setattr("medsr.training.survey.copies", lambda _: [])
     monkeypatch.setattr(Shelf, "open", lambda *_: None)
     recipe = recipe_of(Path("/"), Path("run"))
     split = split_scans(recipe, Shelf(recipe))
@@ -217,7 +222,6 @@ def test_odd_scans_are_left_out_and_named(folder: Path, tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"folder": Path("nothing-here")}, "nothing-here: expected a folder or file of scans"),
         ({"patch": (128, 128)}, "choose a smaller patch"),
         ({"validation_folder": "same"}, "found this file in both"),
     ],
@@ -227,6 +231,108 @@ def test_what_cannot_be_learned_from_is_said(folder: Path, tmp_path: Path, chang
         change = {"validation_folder": folder}
     with pytest.raises(TrainingError, match=words):
         train(recipe_of(folder, tmp_path / "run", data=change))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"data": {"folder": Path("scand/deep/er")}}, "data.folder"),
+        ({"data": {"validation_folder": Path("scand")}}, "data.validation_folder"),
+        ({"training": {"start": Path("scand")}}, "training.start"),
+        ({"method": {"content": {"kind": "file", "path": Path("scand")}}}, "method.content.path"),
+    ],
+)
+def test_a_path_where_nothing_is_is_refused_before_the_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match=f"found nothing there; check {key}. Did you mean scans?"):
+        train(recipe_of(folder, tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "words"),
+    [
+        ({"content": {"kind": "file", "path": Path("scans/weights.pt")}}, {}, "expected a torch state dict"),
+        ({"features": 4}, {"batch": 1}, "training.batch: expected at least 2"),
+    ],
+)
+def test_what_the_game_lacks_is_said_before_the_pixel_phase(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict, training: dict, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (folder / "weights.pt").write_bytes(b"none")
+    training = {"adversarial_steps": 1, **training}
+    recipe = recipe_of(folder, tmp_path / "run", method=method, training=training, data={"patch": (16, 16)})
+    with pytest.raises(TrainingError, match=words):
+        train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")],
+)
+def test_too_little_memory_is_said_with_the_cure(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full() -> None:
+        raise error
+
+    at_step(monkeypatch, PixelPhase, 1, full)
+    with pytest.raises(TrainingError, match=r"pixel step \d: .*lower training.batch \(now 2\) and raise"):
+        train(recipe_of(folder, tmp_path / "run"))
+
+
+def test_another_runtime_error_is_not_called_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("shapes differ")
+
+    at_step(monkeypatch, PixelPhase, 1, broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(recipe_of(folder, tmp_path / "run"))
+
+
+def test_copies_stay_together_and_are_refused_in_the_other_folder(folder: Path, tmp_path: Path) -> None:
+    first = folder / f"{SECRET}_a.tif"
+    shutil.copy(first, folder / "z.tif")
+    for seed in range(6):
+        recipe = recipe_of(folder, tmp_path / "run", data={"validation": 0.5}).model_copy(update={"seed": seed})
+        split = split_scans(recipe, Shelf(recipe))
+        held = {portion.source.path for portion in split.validation}
+        assert (first in held) == (folder / "z.tif" in held)
+    (tmp_path / "other").mkdir()
+    shutil.copy(first, tmp_path / "other" / "y.tif")
+    with pytest.raises(TrainingError, match="found 1 of 1 that are copies of scans there"):
+        train(recipe_of(folder, tmp_path / "run", data={"validation_folder": tmp_path / "other"}))
+    for path in sorted(folder.iterdir())[1:-1]:
+        path.unlink()
+    with pytest.raises(TrainingError, match="found 2 copies of one"):
+        train(recipe_of(folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("by_subject", [True, False])
+def test_a_subject_in_both_folders_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, by_subject: bool
+) -> None:
+    def sources(place: str, subjects: str) -> list[Source]:
+        paths = [tmp_path / f"{place}{subject}" for subject in subjects]
+        for path in paths:
+            path.write_text(path.name)
+        return [Source(path, (path,), path.name, path.name[-1]) for path in paths]
+
+    training, validation = sources("one", "abc"), sources("two", "bcde")
+    if by_subject:
+        with pytest.raises(TrainingError, match="found 2 of 4 subjects that are in one too"):
+            check_apart(Path("one"), Path("two"), training, validation, by_subject=True)
+    else:
+        check_apart(Path("one"), Path("two"), training, validation, by_subject=False)
+        assert "may flatter" in caplog.text
+    check_apart(Path("one"), Path("two"), training, validation[2:], by_subject=True)
 
 
 def test_scans_larger_than_memory_give_the_same_patches(folder: Path) -> None:
@@ -259,7 +365,9 @@ def test_places_follow_from_the_shape_and_not_from_memory(
         monkeypatch.setattr("medsr.training.foreground.LARGE", 1000)
     random = np.random.default_rng(0)
     stored = ndimage.gaussian_filter(random.random(shape, np.float32), 6)
-    held = Scan(stored, Grid(tuple("zyx"[-len(shape) :])), Intensity(float(stored.min()), float(stored.max()), "float32"))
+    held = Scan(
+        stored, Grid(tuple("zyx"[-len(shape) :])), Intensity(float(stored.min()), float(stored.max()), "float32")
+    )
     maps = [ForegroundMap(scan, (48, 64)) for scan in (held, replace(held, data=Lazy(stored)))]
     np.testing.assert_array_equal(maps[0].share, maps[1].share)
     assert 0 < maps[0].share.mean() < 1
@@ -337,14 +445,19 @@ def test_ctrl_c_keeps_the_step_and_goes_on(
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         at_step(patch, phase, step, press_ctrl_c)
-        with pytest.raises(KeyboardInterrupt, match="--resume"):
+        with pytest.raises(KeyboardInterrupt, match=r"medsr train \S*run/recipe.yaml --resume --out \S*run$"):
             train(recipe)
     assert signal.getsignal(signal.SIGINT) is handler
     state = torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)
     assert state["medsr"]["step"] == step + 1  # the step at work was ended
     load_upscaler(tmp_path / "run")  # what there is can be used
-    train(recipe, resume=True)
+    if step == 3:  # scans may have been moved; their hashes tell that they are the same
+        shutil.copytree(undisturbed / "scans", tmp_path / "moved")
+        data = recipe.data.model_copy(update={"folder": tmp_path / "moved"})
+        recipe = recipe.model_copy(update={"data": data, "out": Path("elsewhere")})
+    train(recipe, resume=True, out=tmp_path / "run")
     assert same(weights(tmp_path / "run"), weights(undisturbed / "run"))
+    assert load_config(tmp_path / "run" / "recipe.yaml", Recipe) == recipe.model_copy(update={"out": tmp_path / "run"})
 
 
 def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
@@ -389,6 +502,10 @@ def test_what_a_run_leaves_behind(undisturbed: Path) -> None:
     assert {"medsr", "torch", "monai", "pydicom", "tifffile", "zarr"} <= best.card.versions.keys()
     assert len(best.card.inputs) == 2
     assert best.card.inputs[0].shape == (96, 80)
+    assert len(best.card.held_out) == 1
+    assert not set(best.card.inputs) & set(best.card.held_out)
+    assert repr(load_upscaler(run / "best.ckpt")).startswith("srgan x2,2")
+    assert repr(load_upscaler(run / "pixel.ckpt")).startswith("srresnet x2,2")
     assert same(weights(run, "best.ckpt"), weights(run, "last.ckpt"))  # of the adversarial phase the latest counts
     assert not same(weights(run, "best.ckpt"), weights(run, "pixel.ckpt"))
     found = rows(run)
@@ -400,9 +517,54 @@ def test_what_a_run_leaves_behind(undisturbed: Path) -> None:
 
 
 def test_no_identity_leaves(undisturbed: Path) -> None:
+    assert SECRET in str(undisturbed / "scans" / next((undisturbed / "scans").iterdir()).name)
     for path in (undisturbed / "run").rglob("*"):
         if path.is_file() and path.name != "recipe.yaml":
             assert SECRET.encode() not in path.read_bytes(), path
+
+
+def test_no_folder_name_is_in_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    inside = tmp_path / SECRET
+    folder.rename(inside)
+    (tmp_path / f"{SECRET}_2").mkdir()
+    (inside / f"{SECRET}_c.tif").rename(tmp_path / f"{SECRET}_2" / "c.tif")
+    data = {"validation_folder": tmp_path / f"{SECRET}_2"}
+    run = train(recipe_of(inside, tmp_path / f"{SECRET}_run", data=data, training={"pixel_steps": 2}))
+    again = {"start": run, "pixel_steps": 1, "adversarial_steps": 1}
+    run = train(recipe_of(inside, tmp_path / f"{SECRET}_again", data=data, training=again))
+    assert len(list(tmp_path.glob("*/*.ckpt"))) == 7
+    for path in tmp_path.glob("*/*.ckpt"):
+        assert SECRET.encode() not in path.read_bytes(), path
+    assert train(recipe_of(inside, run, data=data, training=again), resume=True) == run
+
+
+def test_a_run_goes_on_without_the_weights_it_started_from(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = shutil.copytree(undisturbed / "run", tmp_path / "start")
+    recipe = both_phases(undisturbed, tmp_path / "run", start=start, pixel_steps=0)
+    train(recipe.model_copy(update={"out": tmp_path / "whole"}))
+    with monkeypatch.context() as patch:
+        at_step(patch, AdversarialPhase, 3, cut_power)
+        with pytest.raises(PowerCutError):
+            train(recipe)
+    shutil.rmtree(start)
+    train(recipe, resume=True)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_a_psnr_that_is_none_is_never_the_best(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heights = iter([np.nan, 1.0, np.nan, 2.0, np.nan])
+
+    def measured(network: Any, crops: list[Any], device: Any) -> tuple[list[Tensor], dict[str, float]]:
+        figures = {"psnr_db": float(next(heights)), "ssim": 1.0, "psnr_db_cubic": 1.0, "ssim_cubic": 1.0}
+        return [crop.cubic for crop in crops], figures
+
+    monkeypatch.setattr("medsr.training.callbacks.measure", measured)
+    train(recipe_of(folder, tmp_path / "run", training={"pixel_steps": 4, "validate_every_steps": 1}))
+    assert load_checkpoint(tmp_path / "run" / "best.ckpt").card.steps == {"pixel": 4}
+    with pytest.raises(TrainingError, match="found NaN in all"):
+        train(recipe_of(folder, tmp_path / "other", training={"pixel_steps": 1}))
 
 
 def test_a_run_is_quiet(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -549,6 +711,29 @@ def test_loss_networks_are_no_part_of_the_module(tmp_path: Path) -> None:
             assert discriminator(torch.rand(2, 1, *(patch,) * dims)).shape[0] == 2
 
 
+@pytest.mark.parametrize(("factor", "shown"), [((4, 1, 1), (16, 24)), ((2, 2, 2), (20, 24)), ((1, 2, 2), (20, 24))])
+def test_the_picture_shows_what_is_refined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: tuple[int, ...], shown: tuple[int, ...]
+) -> None:
+    found: dict[str, Any] = {}
+    monkeypatch.setattr("medsr.training.validation.comparison_png", lambda path, panels, **kwargs: found.update(panels))
+    high = torch.rand(1, 1, 16, 20, 24)
+    low = torch.rand(1, 1, *(n // f for n, f in zip((16, 20, 24), factor, strict=True)))
+    picture(tmp_path / "a.png", Crop(low, high, high), high)
+    assert {found[name].shape for name in ("cubic", "estimate", "high")} == {shown}
+    np.testing.assert_array_equal(found["high"], high[0, 0, :, 10] if shown == (16, 24) else high[0, 0, 8])
+
+
+@pytest.mark.parametrize("norm", ["auto", "batch", "spectral", "none"])
+def test_the_discriminator_has_the_norm_of_the_recipe(norm: str) -> None:
+    for kind, own in (("srgan", "batch"), ("patch", "spectral")):
+        recipe = recipe_of(None, Path("run"), method={"discriminator": kind, "discriminator_norm": norm})
+        names = build_discriminator(recipe.method, recipe.data.patch).state_dict().keys()
+        wanted = own if norm == "auto" else norm
+        assert any("running_mean" in name for name in names) == (wanted == "batch")
+        assert any("parametrizations" in name for name in names) == (wanted == "spectral")
+
+
 def test_random_numbers_are_restored(tmp_path: Path) -> None:
     def drawn() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
@@ -588,5 +773,6 @@ def test_log_lines_are_for_people(folder: Path, tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.INFO, "medsr.training"):
         train(recipe_of(folder, tmp_path / "run", training={"pixel_steps": 2}), resume=True)
     assert "beginning" in caplog.text
+    assert "an srresnet is trained" in caplog.text
     assert "2 to learn, 1 out" in caplog.text
     assert "pixel step 2/2: PSNR" in caplog.text

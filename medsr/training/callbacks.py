@@ -150,8 +150,9 @@ class Validation(Callback):
             self._runlog.row(phase.name, done, event="validation", **figures)
             self._report.say(_line(phase, done, figures))
         self.figures = trainer.strategy.broadcast(figures)
-        self.is_best = math.isinf(self.best) or self.figures["psnr_db"] > self.best
-        self.best = max(self.best, self.figures["psnr_db"])
+        psnr = self.figures["psnr_db"]
+        self.is_best = psnr > self.best  # never where it is NaN
+        self.best = psnr if self.is_best else self.best
         self._without_better = 0 if self.is_best else self._without_better + 1
         if self._patience is not None and self._without_better >= self._patience and done < phase.steps:
             self._report.say(f"{phase.name} phase stops at step {done}: no better validation in {self._patience}")

@@ -80,9 +80,14 @@ def build_trainer(place: Place, recipe: Recipe, name: PhaseName, *, callbacks: l
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No banners and tips of the engine; its warnings that do not concern a user are left out by their words."""
-    names = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
+def quiet(rank: int = 0) -> Iterator[None]:
+    """No banners and tips of the engine; its warnings that do not concern a user are left out by their words.
+
+    Of several processes only the first (rank 0) says what the run does.
+    """
+    names = ["pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"]
+    if rank > 0:
+        names.append(log.name)
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -139,8 +139,10 @@ def build_discriminator(method: SrganRecipe, patch: tuple[int, ...]) -> SrganDis
     """The untrained discriminator of a recipe, for fine patches of a size (or larger ones)."""
     dims, features = len(method.factor), method.discriminator_features
     if method.discriminator == "patch":
-        return PatchDiscriminator(dims, features=features, patch=patch)
-    return SrganDiscriminator(dims, features=features)
+        norm = "spectral" if method.discriminator_norm == "auto" else method.discriminator_norm
+        return PatchDiscriminator(dims, features=features, patch=patch, norm=norm)
+    norm = "batch" if method.discriminator_norm == "auto" else method.discriminator_norm
+    return SrganDiscriminator(dims, features=features, norm=norm)
 
 
 def scheduled(schedule: Literal["constant", "cosine", "halve"], done: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,21 @@ from medsr.recipe import Recipe
 from medsr.training.errors import TrainingError
 from medsr.training.phases import PhaseName
 
-__all__ = ["RESUME", "Notes", "check_same", "read_notes"]
+__all__ = ["RESUME", "Notes", "check_inputs", "check_same", "plain_recipe", "read_notes"]
 
 RESUME = "resume.ckpt"
 
-FREE = {"out", "training.loader_workers"}
-"""What of a recipe may differ when a run is gone on with: it changes no number."""
+FREE = {"out", "data.folder", "data.validation_folder", "training.start", "training.loader_workers"}
+"""What of a recipe may differ when a run is gone on with: it changes no number. Whether scans are the same is told by
+their hashes, wherever they lie."""
 
 
 class Notes(BaseModel):
     """What stands in the state of a run beside the engine's part.
 
     Attributes:
-        recipe: that made it, as plain data.
-        inputs: hashes and shapes of the scans it learns from.
+        recipe: that made it, as plain data without paths (see `plain_recipe`).
+        inputs, held_out: hashes and shapes of the scans it learns from, and of those it is validated on.
         world: processes it runs on.
         phase, step: where it is; `step` steps of the phase are done.
         over: whether the phase is.
@@ -37,6 +40,7 @@ class Notes(BaseModel):
 
     recipe: dict[str, Any]
     inputs: tuple[TrainingInput, ...]
+    held_out: tuple[TrainingInput, ...] = ()
     world: int
     phase: PhaseName
     step: int
@@ -70,7 +74,7 @@ def check_same(run: Path, notes: Notes, recipe: Recipe, *, world: int) -> None:
     Raises:
         TrainingError: names each difference.
     """
-    old, new = _flat(notes.recipe), _flat(recipe.model_dump(mode="json"))
+    old, new = _flat(notes.recipe), _flat(plain_recipe(recipe))
     differ = [
         f"{key}: {old.get(key)!r} became {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -85,17 +89,44 @@ def check_same(run: Path, notes: Notes, recipe: Recipe, *, world: int) -> None:
         )
 
 
-def check_inputs(run: Path, notes: Notes, inputs: tuple[TrainingInput, ...]) -> None:
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data. A path is left out, for it can hold a patient's name; of a file that shapes the numbers
+    (`content.path`) the hash of what is in it stands instead."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if not isinstance(value, Path):
+            return value
+        if not value.is_file():
+            return None
+        with value.open("rb") as stream:
+            return f"sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+    flat = recipe.model_dump()
+    places = {
+        "out": None,
+        "data": {**flat["data"], "folder": None, "validation_folder": None},
+        "training": {**flat["training"], "start": None},
+    }
+    data: dict[str, Any] = json.loads(json.dumps(plain({**flat, **places})))  # lists, as they come back from the file
+    return data
+
+
+def check_inputs(
+    run: Path, notes: Notes, inputs: tuple[TrainingInput, ...], held_out: tuple[TrainingInput, ...]
+) -> None:
     """Refuse to go on with other scans.
 
     Raises:
         TrainingError: says how many differ.
     """
-    before, now = set(notes.inputs), set(inputs)
-    if notes.inputs != inputs:
+    before, now = {*notes.inputs, *notes.held_out}, {*inputs, *held_out}
+    if (notes.inputs, notes.held_out) != (inputs, held_out):
         raise TrainingError(
-            f"{run}: expected the {len(notes.inputs)} scans this run began with, found {len(now - before)} that are "
-            f"new or changed and {len(before - now)} missing; bring them back, or begin another run with --out"
+            f"{run}: expected the {len(before)} scans this run began with, found {len(now - before)} that are "
+            f"new or changed and {len(before - now)} missing; bring them back (their names and order count too), or "
+            "begin another run with --out"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from medsr.card import TrainingCard
 from medsr.checkpoint import build_network, load_checkpoint, load_upscaler
 from medsr.config import dump_config
 from medsr.methods.srresnet import SRResNet
-from medsr.recipe import Recipe
+from medsr.recipe import Recipe, SrganRecipe
 from medsr.training.alternation import NotFiniteError
 from medsr.training.callbacks import Averaged, Keeper, RandomNumbers, Validation
 from medsr.training.data import PatchDataset, PatchLoader, PatchSampler, Shelf, patch_transforms, window_of
 from medsr.training.engine import Place, build_trainer, find_place, quiet
 from medsr.training.errors import TrainingError
 from medsr.training.phases import AdversarialPhase, Phase, PhaseName, PixelPhase
-from medsr.training.resume import RESUME, Notes, check_inputs, check_same, read_notes
-from medsr.training.runfolder import LAST, PIXEL, claim_folder, finish_folder, keep_weights
+from medsr.training.preflight import check_game, check_paths, is_out_of_memory
+from medsr.training.resume import RESUME, Notes, check_inputs, check_same, plain_recipe, read_notes
+from medsr.training.runfolder import BEST, LAST, PIXEL, claim_folder, finish_folder, keep_weights
 from medsr.training.runlog import Report, RunLog
 from medsr.training.survey import Split, blank_card, split_scans
 from medsr.training.validation import Crop, held_out_crops
@@ -76,6 +78,7 @@ def train(recipe: Recipe, *, resume: bool = False, out: Path | None = None) -> P
         KeyboardInterrupt: it was stopped; its text says how to go on.
     """
     folder = recipe.out if out is None else Path(out)
+    recipe = recipe.model_copy(update={"out": folder})
     place = find_place(recipe.training)
     notes = read_notes(folder) if resume else None
     if notes is not None:
@@ -87,7 +90,9 @@ def train(recipe: Recipe, *, resume: bool = False, out: Path | None = None) -> P
             finish_folder(folder, adversarial=notes.phase == "adversarial")
             log.info("%s: this run is finished; nothing is left to do", folder)
         return folder
-    with quiet(), torch.random.fork_rng():
+    check_paths(recipe, begun=notes is not None)
+    with quiet(place.rank), torch.random.fork_rng():
+        check_game(recipe)
         run = _prepare(folder, recipe, place, notes)
         try:
             steps = {} if notes is None else dict(notes.steps)
@@ -123,16 +128,20 @@ def _prepare(folder: Path, recipe: Recipe, place: Place, notes: Notes | None) ->
     split = split_scans(recipe, shelf)
     card = blank_card(split, recipe)
     if notes is not None:
-        check_inputs(folder, notes, card.inputs)
+        check_inputs(folder, notes, card.inputs, card.held_out)
     begun = None if notes is None else (notes.phase, notes.step)
     crops = held_out_crops(split.validation, recipe, shelf) if place.rank == 0 else []
     active = place.rank == 0
+    if active:
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        dump_config(recipe, folder / "recipe.yaml")
     runlog = RunLog(folder, begun=begun, pixel_steps=recipe.training.pixel_steps, active=active)
     if notes is None and active:
-        dump_config(recipe, folder / "recipe.yaml")
         runlog.row(_phases(recipe)[0], 0, event="split", note=split.note, crops=len(crops))
     if active:
         log.info("%s", split.note)
+        if isinstance(recipe.method, SrganRecipe) and recipe.training.adversarial_steps == 0:
+            log.info("training.adversarial_steps is 0: an srresnet is trained, method.kind srgan or not")
     return Run(folder, recipe, place, shelf, split, card, crops, runlog)
 
 
@@ -146,7 +155,7 @@ def _run_phase(run: Run, name: PhaseName, steps: dict[str, int], begun: Notes | 
     recipe = run.recipe
     number = ("pixel", "adversarial").index(name)
     torch.manual_seed(recipe.seed * 2 + number)
-    phase, loader = _build_phase(run, name, number)
+    phase, loader = _build_phase(run, name, number, begun=begun is not None)
     averaged = Averaged(phase.network, decay=recipe.training.ema)
     report = Report(run.runlog, every=recipe.training.validate_every_steps)
     validation = Validation(
@@ -161,8 +170,9 @@ def _run_phase(run: Run, name: PhaseName, steps: dict[str, int], begun: Notes | 
 
     def notes(done: int, over: bool) -> dict[str, Any]:
         plain = Notes(
-            recipe=recipe.model_dump(mode="json"),
+            recipe=plain_recipe(recipe),
             inputs=run.card.inputs,
+            held_out=run.card.held_out,
             world=run.place.world,
             phase=name,
             step=done,
@@ -185,16 +195,26 @@ def _run_phase(run: Run, name: PhaseName, steps: dict[str, int], begun: Notes | 
         trainer.fit(phase, train_dataloaders=loader, ckpt_path=state, weights_only=True)
     except NotFiniteError as error:
         raise _not_finite(run, phase, error) from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(run, phase, error) from error
     except SystemExit:  # the engine's answer to a second Ctrl-C
         raise KeyboardInterrupt(_how_to_resume(run)) from None
     if keeper.interrupted:
         log.warning("%s", _how_to_resume(run))
         raise KeyboardInterrupt(_how_to_resume(run))
+    if run.place.rank == 0 and not (run.folder / BEST).exists():
+        raise TrainingError(
+            f"{run.folder}: {name} phase: expected a validation with a PSNR, found NaN in all; lower "
+            "training.learning_rate, or use precision 32"
+        )
     return phase.step + 1
 
 
-def _build_phase(run: Run, name: PhaseName, number: int) -> tuple[Phase, PatchLoader]:
-    """The module of a phase, with the weights it starts from, and its loader."""
+def _build_phase(run: Run, name: PhaseName, number: int, *, begun: bool) -> tuple[Phase, PatchLoader]:
+    """The module of a phase, with the weights it starts from (where it was begun, its state brings them), and its
+    loader."""
     recipe, training = run.recipe, run.recipe.training
     spacings = [facts.spacing_um for facts in run.split.facts]
     dataset = PatchDataset(run.split.training, run.shelf, patch_transforms(recipe, spacings))
@@ -210,7 +230,7 @@ def _build_phase(run: Run, name: PhaseName, number: int) -> tuple[Phase, PatchLo
         world=run.place.world,
     )
     loader = PatchLoader(dataset, sampler, workers=training.loader_workers, pin=run.place.device.type == "cuda")
-    network = _first_weights(run, name)
+    network = build_network(recipe.method) if begun else _first_weights(run, name)
     if name == "pixel":
         return PixelPhase(recipe, network), loader
     return AdversarialPhase(recipe, network, gray=_gray(dataset, recipe)), loader
@@ -252,5 +272,18 @@ def _not_finite(run: Run, phase: Phase, error: NotFiniteError) -> TrainingError:
     )
 
 
+def _out_of_memory(run: Run, phase: Phase, error: BaseException) -> TrainingError:
+    training, patch = run.recipe.training, list(run.recipe.data.patch)
+    where = "GPU" if run.place.device.type == "cuda" else "machine"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return TrainingError(
+        f"{run.folder}: {phase.name} step {phase.step + 1}: expected the step to fit in the memory of this {where}, "
+        f"found too little ({reason}); lower training.batch (now {training.batch}) and raise training.accumulate (now "
+        f"{training.accumulate}) to make up for it, take a smaller data.patch (now {patch}) or fewer method.features "
+        f"(now {run.recipe.method.features}), in another run folder (--out)"
+    )
+
+
 def _how_to_resume(run: Run) -> str:
-    return f"{run.folder}: stopped, everything is kept; go on with: medsr train CONFIG --resume --out {run.folder}"
+    config, folder = (shlex.quote(str(path)) for path in (run.folder / "recipe.yaml", run.folder))
+    return f"{run.folder}: stopped, everything is kept; go on with: medsr train {config} --resume --out {folder}"

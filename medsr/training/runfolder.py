@@ -25,11 +25,10 @@ ASTRAY_DB = 3.0
 
 
 def claim_folder(folder: Path, *, resume: bool) -> None:
-    """Make the run folder.
+    """Refuse a folder that holds a run; it is made once scans and recipe are known to be of use.
 
     Raises:
         TrainingError: it holds weights of a run already.
-        OSError: it cannot be made.
     """
     traces = [name for name in (BEST, LAST, RESUME) if (folder / name).exists()]
     if traces and not resume:
@@ -39,7 +38,6 @@ def claim_folder(folder: Path, *, resume: bool) -> None:
         )
     if resume:
         log.info("%s: no state to go on with yet; beginning", folder)
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
 
 
 def keep_weights(

@@ -35,13 +35,16 @@ class RunLog:
         begun: (phase, steps done in it) the run goes on from; None: it begins.
         pixel_steps: steps before those of the adversarial phase on TensorBoard's axis.
         active: whether this process writes.
+
+    Attributes:
+        active: as given.
     """
 
     def __init__(self, run: Path, *, begun: tuple[str, int] | None, pixel_steps: int, active: bool) -> None:
         self._file = run / "log.jsonl"
         self._offsets = {"pixel": 0, "adversarial": pixel_steps}
         self._board: Any = None
-        self._active = active
+        self.active = active
         self._seconds = 0.0
         if active:
             kept = [] if begun is None else self._kept_rows(begun)
@@ -54,7 +57,7 @@ class RunLog:
 
     def row(self, phase: str, step: int, **figures: Any) -> None:
         """Add a row; what is not finite becomes null. Numbers go to TensorBoard too."""
-        if not self._active:
+        if not self.active:
             return
         seconds = round(self._seconds + time.monotonic() - self._started, 3)
         plain = {name: _plain(value) for name, value in figures.items()}
@@ -129,7 +132,7 @@ class Report(Callback):
         """A line for the person at the terminal, above the bar where there is one."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
-        else:
+        elif self._runlog.active:
             log.info("%s", line)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,6 +17,7 @@ from medsr.io import Source, find_scans
 from medsr.progress import input_digest
 from medsr.recipe import DataRecipe, Recipe
 from medsr.scan import Scan, ScanError
+from medsr.training.copies import check_apart, copies
 from medsr.training.data import Portion, Shelf
 from medsr.training.errors import TrainingError
 from medsr.training.foreground import ForegroundMap
@@ -58,13 +59,14 @@ class Split:
 
     Attributes:
         training, validation: the portions.
-        facts: of each scan that is learned from, in the order of `training`.
+        facts, held_facts: of the scans, in the order of `training` and of `validation`.
         note: how it was split, in a sentence without names.
     """
 
     training: tuple[Portion, ...]
     validation: tuple[Portion, ...]
     facts: tuple[Facts, ...]
+    held_facts: tuple[Facts, ...]
     note: str
 
 
@@ -74,20 +76,17 @@ def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
     Scans that cannot be used are named in a warning and left out.
 
     Raises:
-        TrainingError: no scan can be used, the same scan is in both folders, or a single scan is too small to hold
-            rows out of it.
+        TrainingError: no scan can be used, a scan or a subject is in both folders, all scans are copies of one, or
+            a single scan is too small to hold rows out of it.
     """
     data = recipe.data
     folder = sample_path(data.sample) if data.folder is None else data.folder
     found = _usable(folder, recipe, shelf)
+    known = dict(found)
     if data.validation_folder is not None:
         held_out = _usable(data.validation_folder, recipe, shelf)
-        shared = {f.resolve() for s in found for f in s.files} & {f.resolve() for s in held_out for f in s.files}
-        if shared:
-            raise TrainingError(
-                f"{sorted(shared)[0]}: expected other scans in data.validation_folder than in data.folder, found this "
-                "file in both; separate them"
-            )
+        check_apart(folder, data.validation_folder, list(found), list(held_out), by_subject=data.group == "subject")
+        known |= held_out
         training, validation = list(map(Portion, found)), list(map(Portion, held_out))
         note = "validated on the scans of data.validation_folder"
     elif len(found) == 1:
@@ -97,7 +96,9 @@ def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
     else:
         training, validation, note = _groups(list(found), data, recipe.seed)
     facts = tuple(found[portion.source] for portion in training)
-    return Split(tuple(training), tuple(validation), facts, f"{note}: {len(training)} to learn, {len(validation)} out")
+    held_facts = tuple(known[portion.source] for portion in validation)
+    note = f"{note}: {len(training)} to learn, {len(validation)} out"
+    return Split(tuple(training), tuple(validation), facts, held_facts, note)
 
 
 def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
@@ -107,28 +108,28 @@ def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
     for axis, f in enumerate(factor):
         known = [s for s in (fact.spacing_um[axis] for fact in facts if fact.spacing_um is not None) if s is not None]
         spacing.append((min(known) * f, max(known) * f) if known else None)
-    inputs = [
-        TrainingInput(
-            name_hash=hashlib.sha256(portion.source.path.name.encode()).hexdigest()[:16],
-            sha256=input_digest(portion.source.files),
-            shape=fact.shape,
-        )
-        for portion, fact in zip(split.training, facts, strict=True)
-    ]
+    inputs, held_out = (
+        tuple(_input(portion.source, fact) for portion, fact in zip(portions, their_facts, strict=True))
+        for portions, their_facts in ((split.training, facts), (split.validation, split.held_facts))
+    )
     return TrainingCard(
         black=(min(f.black for f in facts), max(f.black for f in facts)),
         white=(min(f.white for f in facts), max(f.white for f in facts)),
         spacing_um=tuple(spacing) if any(spacing) else None,
         dtype=facts[0].dtype,
-        inputs=tuple(inputs),
+        inputs=inputs,
+        held_out=held_out,
         versions={"medsr": __version__} | {name: found for name in PACKAGES if (found := _version(name)) is not None},
     )
 
 
+def _input(source: Source, facts: Facts) -> TrainingInput:
+    name = hashlib.sha256(source.path.name.encode()).hexdigest()[:16]
+    return TrainingInput(name_hash=name, sha256=input_digest(source.files), shape=facts.shape)
+
+
 def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, Facts]:
     """The scans of a folder that can be learned from, with what is known of them."""
-    if not folder.exists():
-        raise TrainingError(f"{folder}: expected a folder or file of scans, found nothing there; check data.folder")
     sources = find_scans(folder)
     found: dict[Source, Facts] = {}
     reasons: list[str] = []
@@ -172,20 +173,34 @@ def _facts(source: Source, scan: Scan, recipe: Recipe) -> Facts:
 
 
 def _groups(sources: Sequence[Source], data: DataRecipe, seed: int) -> tuple[list[Portion], list[Portion], str]:
-    """Whole groups held out, drawn by the seed."""
-    keys = {source: _key(source, data.group) for source in sources}
+    """Whole groups held out, drawn by the seed; copies of one file are in one group."""
+    alike = copies(sources)
+    keys = _joined({source: _key(source, data.group) for source in sources}, alike)
     names, unit = sorted(set(keys.values())), data.group
     known = unit != "subject" or any(source.subject for source in sources)
     note = f"split by {unit}" if known else "split by scan, for no file names its subject"
     if len(names) == 1:
-        keys = {source: _key(source, "scan") for source in sources}
+        keys = _joined({source: _key(source, "scan") for source in sources}, alike)
         names = sorted(set(keys.values()))
         note = f"all scans are of one {unit}, so whole scans are held out and the figures may flatter"
         log.warning("%s; set data.validation_folder to scans of another %s", note, unit)
+    if len(names) == 1:
+        raise TrainingError(
+            f"data.folder: expected different scans, found {len(sources)} copies of one; keep one of them, or set "
+            "data.validation_folder"
+        )
     count = min(len(names) - 1, max(1, round(data.validation * len(names))))
     held = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
     training = [Portion(source) for source in sources if keys[source] not in held]
     return training, [Portion(source) for source in sources if keys[source] in held], note
+
+
+def _joined(keys: dict[Source, str], alike: list[list[Source]]) -> dict[Source, str]:
+    """The groups, with those that hold copies of one file made one."""
+    for same in alike:
+        theirs = {keys[source] for source in same}
+        keys = {source: min(theirs) if key in theirs else key for source, key in keys.items()}
+    return keys
 
 
 def _key(source: Source, group: str) -> str:

@@ -70,9 +70,18 @@ def measure(network: nn.Module, crops: Sequence[Crop], device: torch.device) -> 
 
 
 def picture(path: Path, crop: Crop, estimate: Tensor, *, title: str = "") -> None:
-    """A PNG of low, cubic, estimate and truth of a crop (of a 3D one the middle plane) with one window, and errors."""
-    low, cubic, high = (_middle_plane(t) for t in (crop.low, crop.cubic, crop.high))
-    panels = {"low": low, "cubic": cubic, "estimate": _middle_plane(estimate), "high": high}
+    """A PNG of low, cubic, estimate and truth of a crop with one window, and errors.
+
+    Of a 3D crop the middle plane is shown; where only z is refined, the middle section of z and x, for planes across z
+    would show nothing of it.
+    """
+    refined = [fine > coarse for coarse, fine in zip(crop.low.shape[2:], crop.high.shape[2:], strict=True)]
+    axis = 1 if refined == [True, False, False] else 0
+    panels = {
+        name: _middle_plane(image, axis)
+        for name, image in (("low", crop.low), ("cubic", crop.cubic), ("estimate", estimate), ("high", crop.high))
+    }
+    high = panels["high"]
     notes = {name: f"{psnr_db(panels[name], high, data_range=1.0):.2f} dB" for name in ("cubic", "estimate")}
     comparison_png(path, panels, reference="high", errors=("cubic", "estimate"), notes=notes, title=title)
 
@@ -110,6 +119,7 @@ def _inner(image: Tensor, low: Tensor) -> NDArray[np.float32]:
     return np.asarray(image[0, 0][tuple(region)].numpy(), np.float32)
 
 
-def _middle_plane(image: Tensor) -> NDArray[np.float32]:
+def _middle_plane(image: Tensor, axis: int) -> NDArray[np.float32]:
+    """The image, or of a 3D one its middle across an axis."""
     plane = image[0, 0]
-    return np.asarray((plane[plane.shape[0] // 2] if plane.ndim == 3 else plane).numpy(), np.float32)
+    return np.asarray((plane.select(axis, plane.shape[axis] // 2) if plane.ndim == 3 else plane).numpy(), np.float32)
