@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import time
@@ -15,9 +16,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from medsr.io import NoImageError, Source, find_all, omezarr, read_scan
+from medsr.io.digest import input_digest
 from medsr.io.lazy import KEEP_BYTES_MOST
 from medsr.plan import BASE_BYTES, Plan, default_memory, plan, torch_device
-from medsr.progress import JobChangedError, Progress, drop_leftovers, input_digest, lock
+from medsr.progress import JobChangedError, Progress, drop_leftovers, lock
 from medsr.scan import Scan
 from medsr.upscaler import Upscaler, describe, fingerprint
 from medsr.upscaling import result_scan
@@ -171,17 +173,18 @@ def _guarded(source: Source, setting: _Setting, *, dry_run: bool, found: bool) -
     try:
         row = _plan_row(source, setting) if dry_run else _upscale_one(source, setting)
     except NoImageError as error:
-        row = BatchRow(source.name, "skipped" if found else "failed", 0.0, _reason(source, error))
+        row = BatchRow(source.name, "skipped" if found else "failed", 0.0, _reason(source, error, setting.out))
     except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the row
-        row = BatchRow(source.name, "failed", 0.0, _reason(source, error))
+        row = BatchRow(source.name, "failed", 0.0, _reason(source, error, setting.out))
     setting.note(f"{row.scan}: {row.status}" + (f": {row.reason}" if row.reason else ""))
     return replace(row, seconds=round(time.perf_counter() - begun, 3))
 
 
-def _reason(source: Source, error: Exception) -> str:
+def _reason(source: Source, error: Exception, out: Path) -> str:
     text = " ".join(str(error).split()) or "no reason given"
     if isinstance(error, OSError) and error.errno is not None:
-        where = error.filename or source.path
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        where = out if full else error.filename or source.path
         return f"{where}: {error.strerror}; mend that and give the same command again: it goes on where it stopped"
     if isinstance(error, (ValueError, MemoryError)):
         return text if source.path.name in text else f"{source.path}: {text}"
@@ -195,6 +198,7 @@ def _opened(source: Source, setting: _Setting) -> tuple[Scan, Upscaler, Plan, tu
         black = scan.intensity.black if options.black is None else options.black
         white = scan.intensity.white if options.white is None else options.white
         scan = replace(scan, intensity=replace(scan.intensity, black=black, white=white))
+    scan = replace(scan, warnings=(*scan.warnings, *_precision(scan)))
     if setting.check is not None:
         scan = replace(scan, warnings=(*scan.warnings, *setting.check(scan)))
     for warning in scan.warnings:
@@ -211,6 +215,15 @@ def _opened(source: Source, setting: _Setting) -> tuple[Scan, Upscaler, Plan, tu
         scan, upscaler, memory=None if on_card else memory, device=setting.device, tile=options.tile, block=block
     )
     return scan, upscaler, chosen, levels
+
+
+def _precision(scan: Scan) -> tuple[str, ...]:
+    """A warning where float32, in which methods compute, is coarser than the stored values."""
+    dtype = scan.intensity.dtype
+    span = abs(scan.intensity.white - scan.intensity.black)
+    if dtype.itemsize > (4 if dtype.kind == "f" else 2) and (dtype.kind == "f" or span > 1 << 22):
+        return (f"{dtype} values are computed in float32, which keeps about seven digits of black to white",)
+    return ()
 
 
 def _shard_bytes(levels: Sequence[omezarr.Level], scan: Scan) -> int:

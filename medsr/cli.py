@@ -204,13 +204,14 @@ def evaluate(
         _need_paths(paths)
         budget = _bytes(memory)
         upscaler, _ = _upscaler(checkpoint, method, factor)
-        expected = upscaler.recipe.degradation if isinstance(upscaler, medsr.TrainedUpscaler) else None
+        trained = upscaler if isinstance(upscaler, medsr.TrainedUpscaler) else None
         with live() as (note, tick):
             report = medsr.evaluate(
                 paths,
                 upscaler,
                 out=out,
-                degradation=expected,
+                degradation=None if trained is None else trained.recipe.degradation,
+                trained_on=() if trained is None else {i.sha256 for i in trained.card.inputs},
                 series=_series(series),
                 memory=budget,
                 device=device,

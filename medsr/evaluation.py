@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medsr.degradation import Degradation, DegradationRange
 from medsr.frc import FourierRings, Resolution, frc_resolution, hole_free_block
 from medsr.io import NoImageError, Source, find_all, read_scan
+from medsr.io.digest import input_digest
 from medsr.methods.interpolation import Cubic
 from medsr.metrics import Agreement, agreement, foreground_mask
 from medsr.pictures import comparison_png, gray_window
@@ -116,6 +117,7 @@ def evaluate(
     series: str | int | None = None,
     memory: int | None = None,
     device: Device = "auto",
+    trained_on: Collection[str] = (),
     note: Callable[[str], None] | None = None,
     tick: Callable[[str, int, int], None] | None = None,
 ) -> EvaluationReport:
@@ -141,6 +143,8 @@ def evaluate(
         series: which series of files that hold several.
         memory: bytes the upscaling may take (`plan`); what is measured, one plane or stack at a time, comes on top.
         device: "auto", "cpu", "cuda", "cuda:N".
+        trained_on: SHA-256 of inputs the method has learned from (a card's `inputs`); a scan among them is measured
+            with a warning that its figures flatter.
         note: receives a line for each event worth a user's eye.
         tick: receives (scan, planes or stacks done, in all).
 
@@ -169,6 +173,8 @@ def evaluate(
     failed: list[tuple[str, str]] = []
     for source in sources:
         try:
+            if trained_on and input_digest(source.files) in trained_on:
+                setting.note(f"{source.name}: warning: the method has learned from this scan: its figures flatter")
             rows += _evaluated(source, setting)
         except NoImageError as error:
             setting.note(f"{source.name}: skipped: {_reason(source, error)}")

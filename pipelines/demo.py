@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         for pattern in ("upscaled/*.ome.zarr", "scores/*.png", "scores/scores.csv", "run/pictures/*.png"):
             for path in sorted((out / name).glob(pattern))[-1:]:
                 print(f"  {path}")
-    print("A scan upscaled here has learned from itself: the figures of scores.csv are not held out; those of")
-    print("run/log.jsonl are (a fifth of the rows).")
+    print("Each network has learned from the scan it is shown on (hence the warnings above): the figures of scores.csv")
+    print("are not held out; those of run/log.jsonl are, a fifth of the rows. Your own scans: set data.folder.")
     return 0
 
 

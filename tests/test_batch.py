@@ -406,7 +406,7 @@ def test_a_full_disk_is_named_and_nothing_has_a_final_name(
     monkeypatch.setattr(omezarr, "write_shard", full)
     report = upscale_folder(scans / "plane.tif", Cubic((2, 2)), out=tmp_path / "out")
     assert report.rows[0].status == "failed"
-    assert "No space left on device" in report.rows[0].reason
+    assert report.rows[0].reason.startswith(f"{tmp_path / 'out'}: No space left on device")
     assert not list((tmp_path / "out").glob("*.ome.zarr"))
 
 
@@ -455,3 +455,10 @@ def test_a_shard_of_zeros_is_written_too(tmp_path: Path) -> None:
     assert omezarr.shard_digest(tmp_path / "a", levels[0], (0, 0)) is None
     digest = omezarr.write_shard(tmp_path / "a", levels[0], (0, 0), np.zeros((64, 64), "uint8"))
     assert omezarr.shard_digest(tmp_path / "a", levels[0], (0, 0)) == digest
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [("float64", True), ("float32", False), ("uint16", False)])
+def test_values_finer_than_float32_are_named(tmp_path: Path, dtype: str, warned: bool) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", tifffile.imread(NUCLEI)[3].astype(dtype))
+    (row,) = upscale_folder(tmp_path / "a.tif", Cubic((2, 2)), out=tmp_path / "out", dry_run=True).rows
+    assert any("float32" in warning for warning in row.warnings) == warned

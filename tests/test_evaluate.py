@@ -20,6 +20,7 @@ from medsr.data import MAMMOGRAM, NUCLEI, SURFACE
 from medsr.degradation import Degradation, DegradationRange, PoissonGaussian
 from medsr.evaluation import COLUMNS, EvaluationReport, evaluate
 from medsr.io import read_scan
+from medsr.io.digest import input_digest
 from medsr.methods.interpolation import Cubic, Lanczos, Linear
 from medsr.metrics import foreground_mask, frc_curve, frc_resolution, nrmse, psnr_db, ssim
 from medsr.scan import Grid, Intensity, Scan, ScanError
@@ -371,3 +372,10 @@ def test_padding_is_measured_nowhere() -> None:
     np.testing.assert_array_equal(trial.fine(())[:, 20:], stored[:, 20:])
     assert np.isnan(trial.coarse(())[:, :10]).all()
     assert np.nanmin(trial.coarse(())) >= 0
+
+
+def test_a_scan_that_was_learned_from_is_measured_with_a_warning(breast: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    for known in ({input_digest([breast])}, {"0" * 64}):
+        evaluate(breast, Cubic((2, 2)), out=tmp_path, trained_on=known, note=said.append)
+    assert sum("has learned from this scan" in line for line in said) == 1

@@ -14,7 +14,7 @@ import numpy as np
 from medsr.card import TrainingCard, TrainingInput
 from medsr.data import sample_path
 from medsr.io import Source, find_scans
-from medsr.progress import input_digest
+from medsr.io.digest import input_digest
 from medsr.recipe import DataRecipe, Recipe
 from medsr.scan import Scan, ScanError
 from medsr.training.copies import check_apart, copies
