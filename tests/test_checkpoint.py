@@ -119,7 +119,7 @@ def test_a_run_folder_gives_best_before_last(saved: Path) -> None:
 
 
 def test_no_path_of_the_training_machine_is_kept(tmp_path: Path) -> None:
-    method = SrganRecipe(features=4, blocks=1, content=ContentLoss(kind="file", path=Path("/home/DOE/vgg.pt")))
+    method = SrganRecipe(features=4, blocks=1, content=ContentLoss(kind="file", path=Path("/data/DOE/vgg.pt")))
     data = DataRecipe(folder=Path("/data/DOE_JANE"), validation_folder=Path("/data/DOE_JIM"), patch=(32, 32))
     made = Recipe(method=method, data=data, out=Path("runs/DOE"))
     save_checkpoint(tmp_path / "best.ckpt", build_network(method), made, CARD)

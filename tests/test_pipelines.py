@@ -76,7 +76,7 @@ def test_mammo_batch_trains_upscales_and_measures(tmp_path: Path, capsys: pytest
     fine = medsr.read_scan(out / "finer" / "mammogram.ome.zarr")
     assert fine.shape == (512, 512)
     rows = list(csv.DictReader((out / "scores" / "scores.csv").read_text().splitlines()))
-    assert [row["method"] for row in rows] == ["cubic", "srgan"]
+    assert [row["method"] for row in rows] == ["cubic", "srresnet"]
     assert "on tissue only" in capsys.readouterr().out
 
     weights = (out / "run" / "last.ckpt").read_bytes()
