@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from medsr.scan import Factor, Scan
@@ -53,5 +54,5 @@ def fingerprint(upscaler: Upscaler) -> str:
     if isinstance(upscaler, nn.Module):
         for name, value in upscaler.state_dict().items():
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -181,6 +181,7 @@ def test_fingerprint_knows_the_weights() -> None:
         next(second.parameters()).view(-1)[0] += 1e-6
     assert fingerprint(first) != fingerprint(second)
     assert "0x" not in describe(WrongSize())
+    assert len(fingerprint(second.to(torch.bfloat16))) == 64
 
 
 def test_the_door_holds_the_verb_not_the_module() -> None:

@@ -30,6 +30,9 @@ log = logging.getLogger("medsr.training")
 Draw = tuple[int, int]
 Pair = tuple[Tensor, Tensor]
 
+WIDEST_MARGIN = 64
+"""Coarse samples read around a patch at most; beyond, the kernels of a microscope or detector hold next to nothing."""
+
 WINDOW_BYTES = 2 * 2**30
 """Stored values of the scans that patches are drawn from at a time, where not all scans fit."""
 
@@ -236,15 +239,13 @@ def window_of(largest: int) -> int:
 
 
 def _margin(recipe: Recipe, spacings: Sequence[tuple[float | None, ...] | None]) -> tuple[int, ...]:
-    """Coarse samples around a patch that its degradation looks at; the widest of a few drawn."""
-    factor = recipe.method.factor
-    generator = torch.Generator().manual_seed(0)
-    halos = [
-        recipe.degradation.sample(generator, factor, spacing).halo
-        for spacing in dict.fromkeys(spacings)
-        for _ in range(8)
-    ]
-    return tuple(min(16, max(axis)) for axis in zip(*halos, strict=True))
+    """Coarse samples around a patch that its degradation looks at: of the widest blur in the range, a few turned ways;
+    at most WIDEST_MARGIN, beyond which a kernel holds next to nothing."""
+    factor, generator = recipe.method.factor, torch.Generator().manual_seed(0)
+    widths = {name: getattr(recipe.degradation, name) for name in ("fwhm_um", "fwhm_samples", "axial_fwhm_um")}
+    widest = recipe.degradation.model_copy(update={n: (w[1], w[1]) for n, w in widths.items() if w is not None})
+    halos = [widest.sample(generator, factor, spacing).halo for spacing in dict.fromkeys(spacings) for _ in range(8)]
+    return tuple(min(WIDEST_MARGIN, max(axis)) for axis in zip(*halos, strict=True))
 
 
 def _square(
