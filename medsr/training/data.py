@@ -59,14 +59,15 @@ class Shelf:
 
     Args:
         recipe: names the series and the intensity rule.
-        budget: bytes of stored values to hold; None: a quarter of the free memory, shared by the loader's workers.
+        budget: bytes of stored values to hold; None: a quarter of the free memory, shared by the loaders' workers of
+            all processes of a run on this machine.
     """
 
     def __init__(self, recipe: Recipe, *, budget: int | None = None) -> None:
         self._series: str | int | None = recipe.data.series
         self._rule: IntensityRule = recipe.intensity
-        free = int(psutil.virtual_memory().available) // 4
-        self._budget = free // max(1, recipe.training.loader_workers) if budget is None else budget
+        sharers = max(1, recipe.training.loader_workers) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._budget = int(psutil.virtual_memory().available) // 4 // sharers if budget is None else budget
         self._scans: OrderedDict[Portion, Scan] = OrderedDict()
         self._owner = os.getpid()
 

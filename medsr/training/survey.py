@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +30,9 @@ log = logging.getLogger("medsr.training")
 
 LEAST_ROWS = 32
 """Rows held out of a single scan, at least, where it has them."""
+
+SECONDS_BETWEEN_LINES = 10.0
+"""A folder of thousands takes a while to open: a line says how far it is."""
 
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "pydicom", "tifffile", "zarr")
 
@@ -133,7 +137,11 @@ def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, Facts]:
     sources = find_scans(folder)
     found: dict[Source, Facts] = {}
     reasons: list[str] = []
-    for source in sources:
+    said = time.monotonic()
+    for number, source in enumerate(sources):
+        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            log.info("looked at %d of %d scans", number, len(sources))
         try:
             found[source] = _facts(source, shelf.open(Portion(source)), recipe)
         except ScanError as error:
