@@ -116,7 +116,7 @@ def upscale_folder(
         upscaler: the method, a value such as `Cubic((2, 2))` or `load_upscaler(run)`.
         out: folder of the results, made if absent.
         options: how to read and store; None: the defaults.
-        memory: bytes the processes may hold in all (`plan`).
+        memory: bytes the processes may hold in all (`plan`); None: `default_memory()`, shared by the workers.
         workers: processes that fill shards.
         device: "auto", "cpu", "cuda", "cuda:N".
         dry_run: plan and report only, write nothing.
@@ -128,7 +128,8 @@ def upscale_folder(
     Raises:
         ScanError: no scan was found.
         OSError: `out` cannot be made or written.
-        ValueError: an option or device that makes no sense.
+        ValueError: an option or device that makes no sense, too little memory for a worker, `out` is a file, or another
+            batch is writing there.
     """
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, found {workers}")
@@ -204,10 +205,9 @@ def _opened(source: Source, setting: _Setting) -> tuple[Scan, Upscaler, Plan, tu
     for warning in scan.warnings:
         setting.note(f"{source.name}: warning: {warning}")
     upscaler = setting.upscaler.adapt(scan)
-    grid = scan.grid.refine(upscaler.factor)
-    shape = [n * f for n, f in zip(scan.shape, scan.grid.pad_factor(upscaler.factor), strict=True)]
-    levels = omezarr.plan_levels(shape, grid, chunk=options.chunk, shard=options.shard)
     factor = scan.grid.pad_factor(upscaler.factor)
+    shape = [n * f for n, f in zip(scan.shape, factor, strict=True)]
+    levels = omezarr.plan_levels(shape, scan.grid.refine(factor), chunk=options.chunk, shard=options.shard)
     block = tuple(math.ceil(s / f) for s, f in zip(levels[0].shard, factor, strict=True))
     memory = setting.memory - _shard_bytes(levels, scan) - _cache_bytes(setting.memory)
     on_card = torch_device(setting.device).type == "cuda"

@@ -127,7 +127,9 @@ class Progress:
 
 
 def _sync(path: str | Path) -> None:
-    """Flush a file or folder to the disk."""
+    """Flush a file or folder to the disk (POSIX; Windows opens no folder and flushes nothing opened to read)."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
