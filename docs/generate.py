@@ -57,7 +57,7 @@ def commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def config_page() -> str:
     """Every key of a config with its type, default and meaning."""
-    from medsr.batch import OutputOptions
+    from medsr.job import OutputOptions
     from medsr.recipe import Recipe
 
     parts = [

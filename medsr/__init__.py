@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from medsr.version import __version__
 
 if TYPE_CHECKING:
-    from medsr.batch import BatchReport, BatchRow, OutputOptions, upscale_folder
+    from medsr.batch import upscale_folder
     from medsr.checkpoint import (
         Checkpoint,
         CheckpointError,
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
         simulate_low_dose,
         widefield_fwhm_um,
     )
+    from medsr.engines import ENGINES, EngineChoice, EngineName, choose_engine
     from medsr.evaluation import EvaluationReport, evaluate
     from medsr.io import Source, find_scans, read_scan
+    from medsr.job import OutputOptions
     from medsr.methods import (
         INTERPOLATIONS,
         Cubic,
@@ -71,13 +73,16 @@ if TYPE_CHECKING:
         SrresnetRecipe,
         TrainingRecipe,
     )
+    from medsr.rows import BatchReport, BatchRow
     from medsr.scan import Axis, Factor, Grid, Intensity, LazyArray, Region, Scan, ScanError
+    from medsr.shards import Share
     from medsr.training import TrainingError, train
     from medsr.transforms import LoadScand, RandDegraded, RandPatchd, ScanReader
     from medsr.upscaler import Upscaler
     from medsr.upscaling import upscale, upscaled_blocks
 
 __all__ = [
+    "ENGINES",
     "INTERPOLATIONS",
     "MAMMOGRAM",
     "NUCLEI",
@@ -95,6 +100,8 @@ __all__ = [
     "Degradation",
     "DegradationRange",
     "DetectorMTF",
+    "EngineChoice",
+    "EngineName",
     "EvaluationReport",
     "Factor",
     "Gaussian",
@@ -120,6 +127,7 @@ __all__ = [
     "Scan",
     "ScanError",
     "ScanReader",
+    "Share",
     "Source",
     "SrganDiscriminator",
     "SrganRecipe",
@@ -135,6 +143,7 @@ __all__ = [
     "apply_overrides",
     "build_network",
     "check_scan",
+    "choose_engine",
     "config_schema",
     "confocal_fwhm_um",
     "consistency_db",
@@ -165,7 +174,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "batch": ("BatchReport", "BatchRow", "OutputOptions", "upscale_folder"),
+    "batch": ("upscale_folder",),
     "checkpoint": (
         "Checkpoint",
         "CheckpointError",
@@ -192,8 +201,10 @@ _ROOMS = {
         "simulate_low_dose",
         "widefield_fwhm_um",
     ),
+    "engines": ("ENGINES", "EngineChoice", "EngineName", "choose_engine"),
     "evaluation": ("EvaluationReport", "evaluate"),
     "io": ("Source", "find_scans", "read_scan"),
+    "job": ("OutputOptions",),
     "methods": (
         "INTERPOLATIONS",
         "Cubic",
@@ -228,7 +239,9 @@ _ROOMS = {
         "SrresnetRecipe",
         "TrainingRecipe",
     ),
+    "rows": ("BatchReport", "BatchRow"),
     "scan": ("Axis", "Factor", "Grid", "Intensity", "LazyArray", "Region", "Scan", "ScanError"),
+    "shards": ("Share",),
     "training": ("TrainingError", "train"),
     "transforms": ("LoadScand", "RandDegraded", "RandPatchd", "ScanReader"),
     "upscaler": ("Upscaler",),

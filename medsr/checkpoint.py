@@ -20,6 +20,7 @@ from medsr.card import TrainingCard, TrainingInput, check_scan
 from medsr.methods.srresnet import SRResNet
 from medsr.recipe import IntensityRule, Method, Recipe, SrganRecipe, SrresnetRecipe
 from medsr.scan import Factor, Scan, validate_factor
+from medsr.stages import Stages
 
 __all__ = [
     "FORMAT",
@@ -192,6 +193,8 @@ class TrainedUpscaler(nn.Module):
         self.path = path
         self._checkpoint = checkpoint
         self._line = (gain, offset)
+        # Decides the numbers as the weights do, hence belongs to what `fingerprint` reads.
+        self.register_buffer("line", torch.tensor(self._line, dtype=torch.float64))
         self.eval()
 
     def adapt(self, scan: Scan) -> Self:
@@ -210,6 +213,11 @@ class TrainedUpscaler(nn.Module):
         else:
             estimate = (self.network(low * gain + offset) - offset) / gain
         return estimate
+
+    def stages(self, *, edges: bool = True) -> Stages:
+        """The network cut for an engine, the intensity line in its kernels; see `medsr.upscaler.Staged`."""
+        gain, offset = self._line
+        return self.network.stages(edges=edges, gain=gain, offset=offset)
 
     def __repr__(self) -> str:
         method, rule = self.recipe.method, self.recipe.intensity

@@ -22,7 +22,7 @@ import medsr
 from medsr.screen import Spoken, facts, lines, live, print_facts, print_scores, print_table
 
 if TYPE_CHECKING:
-    from medsr import Factor, Scan, Upscaler
+    from medsr import EngineName, Factor, Scan, Share, Upscaler
 
 __all__ = ["app", "main"]
 
@@ -50,6 +50,8 @@ class ArgumentError(ValueError):
 
 def main() -> None:
     """The console script `medsr`."""
+    # Threads of torch that wait for each other would take the cores from those that compress and write.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "--debug" not in sys.argv:
         warnings.simplefilter("ignore")  # what a library says to programmers; medsr's own doubts come as text
     try:
@@ -69,6 +71,12 @@ Version = Annotated[
     bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
 ]
 Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files or folders of scans.")]
+Places = Annotated[
+    list[str], typer.Argument(metavar="PATH...", help="Files, folders or URLs (s3://bucket/folder) of scans.")
+]
+OutPlace = Annotated[
+    str, typer.Option("--out", metavar="DIR", help="Folder or URL of the results; a folder is made if absent.")
+]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the results; made if absent.")]
 CheckpointOption = Annotated[
     Path | None, typer.Option("--checkpoint", metavar="RUN", help="Run folder of medsr train, or a checkpoint file.")
@@ -142,14 +150,34 @@ def train(
 @app.command()
 def upscale(
     ctx: typer.Context,
-    paths: Paths,
-    out: Out,
+    paths: Places,
+    out: OutPlace,
     checkpoint: CheckpointOption = None,
     method: MethodOption = None,
     factor: FactorOption = None,
     memory: Memory = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that fill shards.")] = 1,
     device: Device = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", help="How a network is run: auto, torch (the reference), compiled, openvino.")
+    ] = "auto",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0,
+            metavar="LEVELS",
+            help="Largest deviation of an engine from the reference in gray levels; a thousandth of the used range if "
+            "not said.",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="i/n", help="Do one of n shares, beside other calls that do the others."),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", metavar="ADDRESS", help="A running Dask cluster fills the shards.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, memory and size; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results made in another way.")] = False,
     overrides: Annotated[
@@ -165,6 +193,8 @@ def upscale(
         _need_paths(paths)
         budget = _bytes(memory)
         options = medsr.apply_overrides(medsr.OutputOptions, overrides or ())
+        share = None if part is None else _share(part)
+        kind = _engine(engine)
         upscaler, check = _upscaler(checkpoint, method, factor)
         with live() as (note, tick):
             report = medsr.upscale_folder(
@@ -175,6 +205,10 @@ def upscale(
                 memory=budget,
                 workers=workers,
                 device=device,
+                engine=kind,
+                tolerance=tolerance,
+                part=share,
+                scheduler=scheduler,
                 dry_run=dry_run,
                 overwrite=overwrite,
                 check=check,
@@ -256,8 +290,8 @@ def _code(error: Exception) -> int:
     return WRONG if isinstance(error, asked) else FAILED
 
 
-def _need_paths(paths: Iterable[Path]) -> None:
-    missing = [path for path in paths if not path.exists()]
+def _need_paths(paths: Iterable[Path | str]) -> None:
+    missing = [Path(path) for path in paths if "://" not in str(path) and not Path(path).exists()]
     if missing:
         raise ArgumentError("\n".join(f"{p}: expected a file or folder, found none.{_near(p)}" for p in missing))
 
@@ -307,6 +341,28 @@ def _factor(text: str) -> Factor:
             f"found {text!r}"
         )
     return entries
+
+
+def _share(text: str) -> Share:
+    """`3/8` as the third of eight shares.
+
+    Raises:
+        ArgumentError: no two whole numbers, or the first is not one of the second.
+    """
+    found = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", text)
+    if found is None:
+        raise ArgumentError(f"--part: expected i/n such as 3/8, found {text!r}")
+    return medsr.Share(int(found[1]), int(found[2]))
+
+
+def _engine(text: str) -> EngineName:
+    names = medsr.ENGINES
+    for name in names:
+        if name == text.lower():
+            return name
+    close = get_close_matches(text.lower(), names, n=1)
+    near = f" Did you mean {close[0]!r}?" if close else ""
+    raise ArgumentError(f"--engine: expected {', '.join(names)}; found {text!r}.{near}")
 
 
 def _series(text: str | None) -> str | int | None:

@@ -173,7 +173,7 @@ def evaluate(
     failed: list[tuple[str, str]] = []
     for source in sources:
         try:
-            if trained_on and input_digest(source.files) in trained_on:
+            if trained_on and input_digest(source) in trained_on:
                 setting.note(f"{source.name}: warning: the method has learned from this scan: its figures flatter")
             rows += _evaluated(source, setting)
         except NoImageError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import torch
@@ -16,7 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medsr.holes import HOLE_REACH
 from medsr.scan import Factor, Region, Scan
 from medsr.tiles import Tile, plan_tiles
-from medsr.upscaler import Upscaler, describe
+from medsr.upscaler import Staged, Upscaler, describe
+
+if TYPE_CHECKING:
+    from medsr.engines import EngineChoice
 
 __all__ = ["Device", "MemoryTooSmallError", "Plan", "default_memory", "placed", "plan", "torch_device"]
 
@@ -25,8 +28,21 @@ Device = str | torch.device
 BASE_BYTES = 500_000_000
 """What the interpreter with torch and zarr holds before the first tile (measured: 380-450 MB resident)."""
 
-WORKSPACE = 2
-"""Factor on the counted tensors for what convolutions hold besides (layout copies of oneDNN and cuDNN)."""
+WORKSPACE = {"torch": 1.25, "compiled": 1.25, "openvino": 1.45}
+"""Factor on the counted tensors for what an engine holds besides (measured: 1.06, 1.05, 1.3)."""
+
+HALF_WORKSPACE = {"compiled": 1.25, "openvino": 1.9}
+"""The same where the layers between are in half precision (measured: 1.05; OpenVINO, whose parts take and return
+float32, 1.75 times the tensors of float32)."""
+
+ENGINE_BYTES = {"torch": 0, "compiled": 40_000_000, "openvino": 200_000_000}
+"""What an engine holds before its first tile (measured for OpenVINO: 167 MiB)."""
+
+STRIP_SAMPLES = 2**16
+"""Coarse samples whose fine ones are made at a time, at most; more are no faster."""
+
+BATCH_SAMPLES = 2**18
+"""Coarse samples, halos included, up to which tiles are computed together on a CPU; on a GPU 16 times as many."""
 
 
 class MemoryTooSmallError(MemoryError):
@@ -49,7 +65,10 @@ class Plan:
         factor, halo: for each axis of the scan.
         tile: coarse samples of a compute tile along each axis, halo not counted.
         shape: samples of the result along each axis.
-        bytes_per_tile: estimated memory of one tile with its halo, measured by a probe.
+        bytes_per_tile: estimated memory of one call, halo and batch included, measured by a probe.
+        batch: tiles of equal shape that are computed together.
+        strip: coarse samples, for each axis of the upscaler, whose fine samples an engine makes at a time; () where the
+            upscaler is run as it stands.
     """
 
     factor: Factor
@@ -57,6 +76,8 @@ class Plan:
     tile: tuple[int, ...]
     shape: tuple[int, ...]
     bytes_per_tile: int
+    batch: int = 1
+    strip: tuple[int, ...] = ()
 
     def tiles(self, scan: Scan, target: Region | None = None) -> Iterator[Tile]:
         """The tiles of the result, or of its region `target` in fine samples."""
@@ -71,8 +92,11 @@ def plan(
     device: Device = "auto",
     tile: tuple[int, ...] | None = None,
     block: tuple[int, ...] | None = None,
+    engine: EngineChoice | None = None,
+    most_batch: int = 64,
+    waiting: int = 0,
 ) -> Plan:
-    """Choose the compute tile: the largest that fits the budget.
+    """Choose the compute tile: the largest that fits the budget; where it is small, several at a time.
 
     Args:
         scan: what is to be upscaled.
@@ -82,6 +106,9 @@ def plan(
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
         tile: coarse samples along each axis of `upscaler.factor`, instead of choosing.
         block: largest useful tile in coarse samples along each axis of the scan (a shard's share).
+        engine: how the network is run, from `choose_engine`; None: as it stands.
+        most_batch: tiles computed together, at most.
+        waiting: estimates of earlier calls that are held beside this one, on a CPU.
 
     Raises:
         MemoryTooSmallError: not even a tile of 8 samples a side fits; the message names the bytes needed.
@@ -93,38 +120,112 @@ def plan(
     if scan.intensity.may_have_holes:
         halo = tuple(h + HOLE_REACH if i >= len(factor) - dims else h for i, h in enumerate(halo))
     shape = tuple(n * f for n, f in zip(scan.shape, factor, strict=True))
-    lead = (1,) * (len(factor) - dims)
     limit = block if block is not None else scan.shape
     if tile is not None and (len(tile) != dims or min(tile) < 1):
         raise ValueError(f"tile: expected {dims} sizes of at least 1 in coarse samples, found {tile}")
     place = torch_device(device)
-    per_sample = _bytes_per_sample(placed(upscaler, place), place)
-    # Reading, the unit image and the stored result: 8 + 4 bytes a coarse sample, 8 + dtype bytes a fine one.
-    fine = math.prod(upscaler.factor)
-    per_sample += 12 + fine * (8 + scan.intensity.dtype.itemsize)
-
-    def cost(size: tuple[int, ...]) -> int:
-        spans = [min(n, s + 2 * h) for n, s, h in zip(scan.shape[-dims:], size, halo[-dims:], strict=True)]
-        return int(math.prod(spans) * per_sample)
-
     budget = _free_bytes(memory, place)
-    size = (
-        tuple(tile)
-        if tile is not None
-        else tuple(min(a, b) for a, b in zip(scan.shape[-dims:], limit[-dims:], strict=True))
-    )
-    while tile is None and cost(size) > budget:
+    cost = _cost_of(scan, upscaler, halo[-dims:], place, engine, waiting=waiting)
+    size = tile if tile is not None else tuple(map(min, scan.shape[-dims:], limit[-dims:]))
+    while tile is None and cost.bytes(size, budget) > budget:
         # Halve the axis that is longest beside its halo: that keeps the share of samples computed twice small.
         axis = max(range(dims), key=lambda i: size[i] / (1 + halo[len(halo) - dims + i]))
         if size[axis] <= 8:
             axis = max(range(dims), key=lambda i: size[i])
         if size[axis] <= 8:
+            needed = _megabytes(cost.bytes(size, budget) + BASE_BYTES)
             raise MemoryTooSmallError(
-                f"memory: expected at least {_megabytes(cost(size) + BASE_BYTES)} for the smallest tile of "
-                f"{describe(upscaler)}, found a budget that leaves {_megabytes(max(0, budget))} for it; raise --memory"
+                f"memory: expected at least {needed} for the smallest tile of {describe(upscaler)}, "
+                f"found a budget that leaves {_megabytes(max(0, budget))} for it; raise --memory"
             )
         size = tuple(math.ceil(s / 2) if i == axis else s for i, s in enumerate(size))
-    return Plan(factor, halo, lead + size, shape, cost(size))
+    chosen = Plan(factor, halo, (1,) * (len(factor) - dims) + tuple(size), shape, cost.bytes(size, budget))
+    if cost.strip_halo is None:
+        return chosen
+    batch = cost.batch(size, budget, most=min(most_batch, _count(limit, chosen.tile)), on_card=place.type == "cuda")
+    total = cost.bytes(size, budget, batch=batch)
+    return replace(chosen, bytes_per_tile=total, batch=batch, strip=cost.strip(size, budget))
+
+
+def _count(shape: tuple[int, ...], tile: tuple[int, ...]) -> int:
+    return math.prod(math.ceil(n / t) for n, t in zip(shape, tile, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What a tile costs in bytes: for each coarse sample it reads, keeps, and has in a strip; and in any case.
+
+    Attributes:
+        limit: coarse samples of the scan along the axes of the upscaler, to which a halo is clipped.
+        halo: of a tile.
+        strip_halo: of a strip; None: there are no strips.
+    """
+
+    limit: tuple[int, ...]
+    halo: tuple[int, ...]
+    strip_halo: tuple[int, ...] | None
+    fixed: int
+    per_read: float
+    per_kept: float
+    per_strip: float
+
+    def bytes(self, size: tuple[int, ...], budget: int, *, batch: int = 1) -> int:
+        """Bytes of a call of `batch` tiles of `size` coarse samples."""
+        strip = 0 if self.strip_halo is None else self._span(self.strip(size, budget), self.strip_halo)
+        samples = self._span(size, self.halo) * self.per_read + math.prod(size) * self.per_kept
+        return int(self.fixed + batch * (samples + strip * self.per_strip))
+
+    def strip(self, size: tuple[int, ...], budget: int) -> tuple[int, ...]:
+        """The strips of a tile: halved until few samples and at most a quarter of the budget."""
+        strip = tuple(size)
+        halo = self.strip_halo or ()
+        most = max(0, budget - self.fixed) // 4
+        while max(strip) > 8 and (math.prod(strip) > STRIP_SAMPLES or self._span(strip, halo) * self.per_strip > most):
+            axis = max(range(len(strip)), key=lambda i: strip[i])
+            strip = tuple(math.ceil(s / 2) if i == axis else s for i, s in enumerate(strip))
+        return strip
+
+    def batch(self, size: tuple[int, ...], budget: int, *, most: int, on_card: bool) -> int:
+        """Tiles of `size` to compute together: enough to keep a device busy, as far as the budget goes."""
+        useful = BATCH_SAMPLES * (16 if on_card else 1) // self._span(size, self.halo)
+        one = self.bytes(size, budget) - self.fixed
+        return max(1, min(most, useful, (budget - self.fixed) // max(1, one)))
+
+    def _span(self, size: tuple[int, ...], halo: tuple[int, ...]) -> int:
+        return math.prod(min(n, s + 2 * h) for n, s, h in zip(self.limit, size, halo, strict=True))
+
+
+def _cost_of(
+    scan: Scan,
+    upscaler: Upscaler,
+    halo: tuple[int, ...],
+    device: torch.device,
+    engine: EngineChoice | None,
+    *,
+    waiting: int,
+) -> _Cost:
+    fine, limit = math.prod(upscaler.factor), scan.shape[-len(upscaler.factor) :]
+    # Reading, the unit image and the stored result: 8 + 4 bytes a coarse sample, 8 + dtype bytes a fine one.
+    read, result = 12.0, float(fine * (8 + scan.intensity.dtype.itemsize))
+    waits = 4.0 * fine * waiting if device.type == "cpu" else 0.0
+    if engine is None or engine.name == "torch" or not isinstance(upscaler, Staged):
+        run = placed(upscaler, device)
+        per_read = WORKSPACE["torch"] * _probed(run, _probe(len(limit), device)) + read
+        return _Cost(limit, halo, None, 0, per_read + result, waits, 0.0)
+    half = device.type == "cuda" and engine.precision != "float32"
+    factors = WORKSPACE if engine.precision == "float32" else HALF_WORKSPACE
+    features, detail, strip_halo = _probed_stages(upscaler, device, half=half, twice=engine.name == "openvino")
+    more = factors[engine.name]
+    # The base, and the room it is computed in, are of float32 at the fine resolution.
+    return _Cost(
+        limit,
+        halo,
+        strip_halo,
+        ENGINE_BYTES[engine.name],
+        features * more + read,
+        result + 8.0 * fine + waits,
+        detail * more,
+    )
 
 
 def torch_device(device: Device) -> torch.device:
@@ -199,10 +300,40 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
 
-def _bytes_per_sample(upscaler: Upscaler, device: torch.device) -> float:
-    """Peak bytes of tensors a coarse sample costs, by one probe on a small constant image."""
-    side = {1: 4096, 2: 64, 3: 16}[len(upscaler.factor)]
-    low = torch.zeros(1, 1, *(side,) * len(upscaler.factor), device=device)
+def _probe(dims: int, device: torch.device, *, channels: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    side = {1: 4096, 2: 64, 3: 16}[dims]
+    return torch.zeros(1, channels, *(side,) * dims, device=device, dtype=dtype)
+
+
+def _probed(run: Callable[[Tensor], Tensor], low: Tensor) -> float:
+    """Peak bytes of the tensors a sample costs, on a small constant image."""
     with torch.inference_mode(), _LiveBytes() as live:
-        upscaler(low)
-    return float(WORKSPACE * live.peak / low.numel())
+        run(low)
+    return float(live.peak / low[0, 0].numel())
+
+
+def _probed_stages(
+    upscaler: Staged, device: torch.device, *, half: bool, twice: bool
+) -> tuple[float, float, tuple[int, ...]]:
+    """Bytes of a coarse sample up to the features and from there on, and the halo of the latter.
+
+    Args:
+        upscaler: its stages are probed.
+        device: where.
+        half: the layers between are in half precision.
+        twice: the engine keeps its memory, and has one for stages with and one for stages without edges.
+    """
+    dims, dtype = len(upscaler.factor), torch.bfloat16 if half else torch.float32
+    stages = upscaler.stages()
+    entry, last = stages.entry.to(device), stages.last.to(device)
+    body, rise = stages.body.to(device, dtype), stages.rise.to(device, dtype)
+    with torch.inference_mode():
+        channels = entry(_probe(dims, device)).shape[1]
+    features = _probed(lambda low: body(entry(low).to(dtype)), _probe(dims, device))
+    wide = _probe(dims, device, channels=channels, dtype=dtype)
+    detail = _probed(lambda found: last(rise(found)), wide)
+    if twice:
+        inside = upscaler.stages(edges=False)
+        detail += _probed(lambda found: inside.last(inside.rise(found)), wide)
+        features *= 2
+    return features, detail, stages.rise_halo

@@ -131,9 +131,13 @@ def live() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], No
         tasks: dict[str, Any] = {}
 
         def tick(scan: str, done: int, total: int) -> None:
+            if done >= total:
+                if scan in tasks:
+                    progress.remove_task(tasks.pop(scan))
+                return
             if scan not in tasks:
                 tasks[scan] = progress.add_task(printable(scan), total=total)
-            progress.update(tasks[scan], completed=done, visible=done < total)
+            progress.update(tasks[scan], completed=done)
 
         yield lambda line: console.print(printable(line)), tick
 

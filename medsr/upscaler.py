@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from medsr.scan import Factor, Scan
+from medsr.stages import Stages
 
-__all__ = ["Upscaler", "describe", "fingerprint"]
+__all__ = ["Staged", "Upscaler", "describe", "fingerprint"]
 
 
 @runtime_checkable
@@ -38,6 +39,20 @@ class Upscaler(Protocol):
 
     def __call__(self, low: Tensor, /) -> Tensor:
         """(n, 1, *size) -> (n, 1, *size * factor), float32, unit intensity."""
+        ...
+
+
+@runtime_checkable
+class Staged(Upscaler, Protocol):
+    """An Upscaler whose network can be cut into stages."""
+
+    def stages(self, *, edges: bool = True) -> Stages:
+        """The network as it is now, in float32, on the device it is on.
+
+        Args:
+            edges: True: equal everywhere. False: cheaper, and equal only where a result's whole `halo` is given; the
+                body may then leave out, alike at either end of an axis, samples that cannot be right.
+        """
         ...
 
 

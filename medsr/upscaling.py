@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from medsr.engines import REFERENCE, Engine, EngineChoice, build_engine
 from medsr.holes import fill_holes, refined
-from medsr.plan import Device, MemoryTooSmallError, Plan, placed, plan, torch_device
-from medsr.scan import Region, Scan
+from medsr.plan import Device, MemoryTooSmallError, Plan, plan, torch_device
+from medsr.scan import Intensity, Region, Scan
 from medsr.tiles import Tile, region_shape, split
 from medsr.upscaler import Upscaler, describe
 
-__all__ = ["result_scan", "upscale", "upscaled_blocks"]
+__all__ = ["Estimate", "Loaded", "TileRunner", "batches", "read_tiles", "result_scan", "upscale", "upscaled_blocks"]
+
+Note = Callable[[str], None]
 
 
 def upscale(
@@ -26,6 +30,7 @@ def upscale(
     memory: int | None = None,
     device: Device = "auto",
     tile: tuple[int, ...] | None = None,
+    engine: EngineChoice = REFERENCE,
 ) -> Scan:
     """Upscale a scan in memory.
 
@@ -34,6 +39,7 @@ def upscale(
             applied to each index of the others.
         upscaler: the method.
         memory, device, tile: as in `plan`; the result itself is not counted.
+        engine: how a network is run, from `choose_engine`; by default as it stands, in float32.
 
     Returns:
         A scan of shape `scan.shape * factor`, same dtype, the grid refined, history extended. Integers are rounded and
@@ -45,21 +51,22 @@ def upscale(
         ScanError: the scan cannot be decoded.
     """
     adapted = upscaler.adapt(scan)
-    chosen = plan(scan, adapted, memory=memory, device=device, tile=tile)
+    chosen = plan(scan, adapted, memory=memory, device=device, tile=tile, engine=engine)
     result = np.empty(chosen.shape, scan.intensity.dtype)
-    for region, block in upscaled_blocks(scan, adapted, chosen=chosen, device=device):
+    for region, block in upscaled_blocks(scan, adapted, chosen=chosen, device=device, engine=engine):
         result[region] = block
-    return result_scan(scan, adapted, result)
+    return result_scan(scan, adapted, result, engine=engine)
 
 
-def result_scan(scan: Scan, upscaler: Upscaler, data: Any) -> Scan:
+def result_scan(scan: Scan, upscaler: Upscaler, data: Any, *, engine: EngineChoice = REFERENCE) -> Scan:
     """The scan that holds an upscaled array: grid refined, history extended.
 
     Its intensity names no significant bits: a crisp edge may overshoot the 12 bits of a detector.
     """
     intensity = replace(scan.intensity, bits=None)
     done = replace(scan, data=data, grid=scan.grid.refine(upscaler.factor), intensity=intensity)
-    return done.noted(f"upscaled {'x'.join(map(str, upscaler.factor))} by {describe(upscaler)}")
+    how = "" if engine == REFERENCE else f", {engine}"
+    return done.noted(f"upscaled {'x'.join(map(str, upscaler.factor))} by {describe(upscaler)}{how}")
 
 
 def upscaled_blocks(
@@ -69,62 +76,159 @@ def upscaled_blocks(
     chosen: Plan,
     device: Device = "auto",
     target: Region | None = None,
-    note: Callable[[str], None] | None = None,
+    note: Note | None = None,
+    engine: EngineChoice = REFERENCE,
 ) -> Iterator[tuple[Region, NDArray[Any]]]:
     """Upscale tile by tile: yields (region of the result, stored values), each fine sample exactly once.
 
     A tile that runs out of memory is halved and tried again; the result is the same. `upscaler` is already adapted.
     """
-    place = torch_device(device)
-    ready = placed(upscaler, place)
-    waiting = [*chosen.tiles(scan, target)][::-1]
-    while waiting:
-        tile = waiting.pop()
-        try:
-            block = _upscaled(scan, ready, tile, place)
-        except (MemoryError, RuntimeError) as error:
-            halves = split(tile, scan.shape, chosen.factor, halo=chosen.halo) if _out_of_memory(error) else None
-            if halves is None:
-                raise
-            if note is not None:
-                note(f"out of memory at a tile of {region_shape(tile.read)} samples: halved and tried again")
-            if place.type == "cuda":
-                torch.cuda.empty_cache()
-            waiting += halves[::-1]
-            continue
-        yield tile.target, block
+    runner = TileRunner(
+        build_engine(upscaler, engine, device=torch_device(device), strip=chosen.strip), chosen, scan, note=note
+    )
+    for tiles in batches(chosen.tiles(scan, target), chosen.batch):
+        for estimate in runner(read_tiles(scan, tiles, dims=len(upscaler.factor))):
+            yield estimate.tile.target, estimate.stored_values(scan.intensity)
 
 
-def _upscaled(scan: Scan, upscaler: Upscaler, tile: Tile, device: torch.device) -> NDArray[Any]:
-    """Stored values of the fine samples one tile keeps."""
-    dims = len(upscaler.factor)
-    stored = scan.read(tile.read)
-    unit = scan.intensity.to_unit(stored)
-    holes = scan.intensity.holes(stored) if scan.intensity.may_have_holes else None
-    if holes is not None and holes.any():
-        unit = fill_holes(unit, holes, dims=dims)
-    else:
-        holes = None
-    low = torch.from_numpy(unit.reshape(-1, 1, *unit.shape[-dims:]))
-    with torch.inference_mode():
-        estimate = torch.cat([upscaler(part.to(device)).float().cpu() for part in torch.split(low, 1)])
-    expected = tuple(n * f for n, f in zip(unit.shape[-dims:], upscaler.factor, strict=True))
-    if tuple(estimate.shape) != (low.shape[0], 1, *expected):
-        raise ValueError(
-            f"{describe(upscaler)}: expected an estimate of shape {(low.shape[0], 1, *expected)}, found "
-            f"{tuple(estimate.shape)}; a method returns its input's size times its factor"
+def batches(tiles: Iterator[Tile], most: int) -> Iterator[tuple[Tile, ...]]:
+    """Tiles of equal shape together, at most `most` of them; how they are grouped depends on the tiles alone."""
+    waiting: dict[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], list[Tile]] = {}
+    for tile in tiles:
+        key = region_shape(tile.read), tuple((s.start, s.stop) for s in tile.keep)
+        group = waiting.setdefault(key, [])
+        group.append(tile)
+        if len(group) == most:
+            yield tuple(waiting.pop(key))
+    for group in waiting.values():
+        yield tuple(group)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Tiles of equal shape, read and ready to compute.
+
+    Attributes:
+        tiles: n of them.
+        low: (n, 1, *size), unit intensity, holes filled.
+        stored, holes: for each tile the samples as read and where they are holes; None where it has none.
+    """
+
+    tiles: tuple[Tile, ...]
+    low: Tensor
+    stored: tuple[NDArray[Any] | None, ...]
+    holes: tuple[NDArray[np.bool_] | None, ...]
+
+    def one(self, index: int) -> Loaded:
+        """A single tile of these."""
+        here = slice(index, index + 1)
+        return Loaded(self.tiles[here], self.low[here], self.stored[here], self.holes[here])
+
+    def cut(self, part: Tile) -> Loaded:
+        """A smaller tile inside the only one of these."""
+        outer = self.tiles[0].read
+        inside = tuple(slice(p.start - o.start, p.stop - o.start) for p, o in zip(part.read, outer, strict=True))
+        spatial = inside[len(inside) - self.low.ndim + 2 :]
+        stored, holes = self.stored[0], self.holes[0]
+        return Loaded(
+            (part,),
+            self.low[(slice(None), slice(None), *spatial)].contiguous(),
+            (None if stored is None else stored[inside],),
+            (None if holes is None else holes[inside],),
         )
-    fine = estimate.numpy().reshape(*unit.shape[:-dims], *expected)[tile.keep]
-    result = scan.intensity.to_stored(fine)
-    if holes is not None:
-        # What was not measured stays as it was stored: NaN, infinity, each padding value.
-        result = np.where(
-            refined(holes, upscaler.factor)[tile.keep], refined(stored, upscaler.factor)[tile.keep], result
-        )
-    return result
+
+
+def read_tiles(scan: Scan, tiles: Sequence[Tile], *, dims: int) -> Loaded:
+    """Read tiles of equal shape; `dims` axes at the end are those a method acts on."""
+    low, stored, holes = [], list[NDArray[Any] | None](), list[NDArray[np.bool_] | None]()
+    for tile in tiles:
+        samples = scan.read(tile.read)
+        unit = scan.intensity.to_unit(samples)
+        missing = scan.intensity.holes(samples) if scan.intensity.may_have_holes else None
+        if missing is not None and missing.any():
+            unit = fill_holes(unit, missing, dims=dims)
+            stored.append(samples)
+            holes.append(missing)
+        else:
+            stored.append(None)
+            holes.append(None)
+        low.append(torch.from_numpy(unit.reshape(1, 1, *unit.shape[-dims:])))
+    return Loaded(tuple(tiles), low[0] if len(low) == 1 else torch.cat(low), tuple(stored), tuple(holes))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one tile keeps of its result: `unit` of the shape of the tile's target, and its holes as read."""
+
+    tile: Tile
+    factor: tuple[int, ...]
+    unit: NDArray[np.float32]
+    stored: NDArray[Any] | None
+    holes: NDArray[np.bool_] | None
+
+    def stored_values(self, intensity: Intensity) -> NDArray[Any]:
+        """Stored values; what was not measured stays as it was stored: NaN, infinity, each padding value."""
+        values = intensity.to_stored(self.unit)
+        if self.holes is None or self.stored is None:
+            return values
+        keep = self.tile.keep
+        return np.where(refined(self.holes, self.factor)[keep], refined(self.stored, self.factor)[keep], values)
+
+
+class TileRunner:
+    """Runs read tiles through an engine; what ran out of memory once is cut smaller at once from then on."""
+
+    def __init__(self, engine: Engine, chosen: Plan, scan: Scan, *, note: Note | None = None) -> None:
+        self._engine = engine
+        self._chosen = chosen
+        self._shape = scan.shape
+        self._note = note
+        self._too_large: int | None = None
+
+    def __call__(self, loaded: Loaded) -> Iterator[Estimate]:
+        """Estimates of all that was read, each fine sample exactly once."""
+        waiting = [loaded]
+        while waiting:
+            now = waiting.pop()
+            smaller = self._smaller(now) if self._too_large is not None and now.low.numel() >= self._too_large else None
+            if smaller is None:
+                try:
+                    found = self._estimated(now)
+                except (MemoryError, RuntimeError) as error:
+                    smaller = self._smaller(now) if _out_of_memory(error) else None
+                    if smaller is None:
+                        raise
+                    self._too_large = now.low.numel()
+                    if self._note is not None:
+                        size = " x ".join(map(str, now.low.shape))
+                        self._note(f"out of memory at tiles of {size} samples: halved and tried again")
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+                else:
+                    yield from found
+                    continue
+            waiting += smaller[::-1]
+
+    def _smaller(self, loaded: Loaded) -> list[Loaded] | None:
+        if len(loaded.tiles) > 1:
+            return [loaded.one(i) for i in range(len(loaded.tiles))]
+        halves = split(loaded.tiles[0], self._shape, self._chosen.factor, halo=self._chosen.halo)
+        return None if halves is None else [loaded.cut(half) for half in halves]
+
+    def _estimated(self, loaded: Loaded) -> list[Estimate]:
+        factor = self._chosen.factor
+        dims = loaded.low.ndim - 2
+        keep = loaded.tiles[0].keep[-dims:]
+        fine = self._engine(loaded.low, keep).numpy()
+        found = []
+        for i, tile in enumerate(loaded.tiles):
+            unit = fine[i, 0].reshape(region_shape(tile.target))
+            found.append(Estimate(tile, factor, unit, loaded.stored[i], loaded.holes[i]))
+        return found
 
 
 def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return not isinstance(error, MemoryTooSmallError)
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    text = str(error).lower()
+    return "can't allocate memory" in text or "not enough memory" in text or "bad_alloc" in text

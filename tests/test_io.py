@@ -20,7 +20,7 @@ from PIL import Image
 
 from medsr.data import MAMMOGRAM, NUCLEI, SURFACE
 from medsr.io import READERS, NoImageError, Source, find_all, find_scans, lazy, read_scan
-from medsr.io.discover import scan_name
+from medsr.io.naming import scan_name
 from medsr.io.source import natural_key
 from medsr.scan import Intensity, ScanError
 

@@ -13,6 +13,7 @@ import zarr
 from medsr.data import NUCLEI
 from medsr.io import find_scans, omezarr, read_scan
 from medsr.io.lazy import Arranged, BlockArray
+from medsr.io.places import Folder
 from medsr.scan import Grid, Intensity, ScanError
 
 
@@ -124,9 +125,13 @@ def test_what_our_writer_makes_is_read_as_it_was(tmp_path, nuclei, spacing):
     intensity = Intensity(40000.0, 300.5, np.dtype("u2"), bits=15, slope=0.5, intercept=1.0, units="um", padding=(0, 9))
     levels = omezarr.plan_levels(nuclei.shape, grid)
     root = tmp_path / "a.ome.zarr"
-    omezarr.create(root, levels, intensity=intensity, name="a", factor=(1, 1, 1), attributes={"history": ["made"]})
+    folder = Folder(root)
+    said = {"history": ["made"]}
+    documents = omezarr.metadata(levels, intensity=intensity, name="a", factor=(1, 1, 1), attributes=said)
+    for key, document in documents.items():
+        folder.put(key, document)
     for index, region in omezarr.shard_regions(levels[0]):
-        omezarr.write_shard(root, levels[0], index, nuclei[region])
+        omezarr.write_shard(folder, levels[0], index, nuclei[region])
     scan = read_scan(root)
     assert scan.grid == grid
     assert scan.history == ("made",)

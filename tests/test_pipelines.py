@@ -132,3 +132,15 @@ def test_compare_methods_makes_one_table(tmp_path: Path, run: Path, capsys: pyte
 
     assert pipeline("compare_methods").main([str(scans), str(out), "--factor", "4,4", "--run", str(run)]) == 2
     assert "factor" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_cluster_batch_on_processes_of_this_machine(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    stack = tifffile.imread(medsr.NUCLEI)
+    for plane in (3, 9):
+        tifffile.imwrite(tmp_path / f"plane{plane}.tif", stack[plane, :128, :128])
+    call = [str(tmp_path), str(tmp_path / "out"), "--method", "cubic", "--on", "here"]
+    assert pipeline("cluster_batch").main(call) == 0
+    expected = medsr.upscale(medsr.read_scan(tmp_path / "plane9.tif"), medsr.Cubic((2, 2))).read()
+    np.testing.assert_array_equal(medsr.read_scan(tmp_path / "out" / "plane9.ome.zarr").read(), expected)

@@ -227,6 +227,110 @@ def test_gpu_keeps_levels_and_gray_levels():
     assert torch.backends.cudnn.conv.fp32_precision == before
 
 
+# ---------------------------------------------------------------- stages
+
+CUTS = [
+    ((2, 2), {}),
+    ((3, 3), {}),
+    ((4, 4), {"norm": "batch"}),
+    ((4, 4), {"residual": False}),
+    ((2, 4), {"norm": "batch", "residual": False}),
+    ((2, 4), {"tail_kernel": 1, "blocks": 5}),
+    ((1, 2, 2), {"head_kernel": 3, "tail_kernel": 5}),
+    ((1, 2, 2), {"norm": "batch", "head_kernel": 3, "tail_kernel": 3}),
+    ((2, 2, 2), {"head_kernel": 5, "tail_kernel": 3}),
+]
+
+
+def trained_like(factor, **settings) -> SRResNet:
+    """Random weights as far from their start as training leaves them: slopes, biases and statistics differ."""
+    torch.manual_seed(5)
+    built = SRResNet(factor, **{**SMALL, **settings}).eval()
+    with torch.no_grad():
+        for module in built.modules():
+            if isinstance(module, nn.PReLU):
+                module.weight.uniform_(0.05, 0.6)
+            elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+            elif isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                module.weight.add_(torch.randn_like(module.weight) * module.weight.std() / 2)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.02)
+    return built
+
+
+def composed(stages, low):
+    features = stages.body(stages.entry(low))
+    lost = (low.shape[2] - features.shape[2]) // 2
+    low = low[(..., *(slice(lost, n - lost) for n in low.shape[2:]))]
+    detail = stages.last(stages.rise(features))
+    return detail if stages.base is None else detail + stages.base(low)
+
+
+@pytest.mark.parametrize(("factor", "settings"), CUTS)
+def test_stages_together_are_the_network(factor, settings):
+    built = trained_like(factor, **settings)
+    margin = 3
+    for size in ((17, 14), (2, 1)) if len(factor) == 2 else ((9, 10, 11), (1, 2, 3)):
+        low = noise(2, 1, *size)
+        with torch.inference_mode():
+            expected = built(low)
+            assert float((expected - Cubic(factor)(low)).std()) > 1e-3, "the network adds nothing"
+            torch.testing.assert_close(composed(built.stages(), low), expected, atol=1e-5, rtol=0)
+            line = built.stages(gain=-0.6, offset=1.3)
+            converted = (built(low * -0.6 + 1.3) - 1.3) / -0.6
+            torch.testing.assert_close(composed(line, low), converted, atol=1e-5, rtol=0)
+    low = noise(1, 1, *(2 * h + margin for h in built.halo))
+    with torch.inference_mode():
+        found, expected = composed(built.stages(edges=False), low), built(low)
+    for axis, (h, f) in enumerate(zip(built.halo, factor, strict=True), start=2):
+        lost = (expected.shape[axis] - found.shape[axis]) // 2
+        found = found.narrow(axis, h * f - lost, margin * f)
+        expected = expected.narrow(axis, h * f, margin * f)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("factor", "settings"), CUTS)
+@pytest.mark.parametrize("edges", [True, False])
+def test_rise_halo_is_exact(factor, settings, edges):
+    """What lies beyond the halo of a cell changes nothing in it; what lies on the halo's rim does."""
+    stages = trained_like(factor, **settings).stages(edges=edges)
+    for axis, reach in enumerate(stages.rise_halo):
+        size = [2 * r + 5 for r in stages.rise_halo]
+        center = size[axis] // 2
+        features, low = noise(1, 8, *size), noise(1, 1, *size)
+        for side in (-1, 1):
+            for distance, felt in ((reach + 1, False), (reach, reach > 0)):
+                moved = [part.clone() for part in (features, low)]
+                for part in moved:
+                    part.select(2 + axis, center + side * distance).add_(1)
+                with torch.inference_mode():
+                    before, after = (
+                        (stages.last(stages.rise(f)) + (0 if stages.base is None else stages.base(b))).narrow(
+                            2 + axis, center * factor[axis], factor[axis]
+                        )
+                        for f, b in ((features, low), moved)
+                    )
+                assert (not torch.equal(before, after)) is felt
+
+
+def test_stages_are_frozen_copies_in_float32():
+    built = trained_like((2, 2), norm="batch").bfloat16()
+    stages = built.stages()
+    parts = (stages.entry, stages.body, stages.rise, stages.last, stages.base)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    own = {p.data_ptr() for p in built.parameters()}
+    assert not [p for part in parts for p in part.parameters() if p.requires_grad or p.data_ptr() in own]
+    before = stages.base(torch.zeros(1, 1, 9, 9))
+    stages.rise.double()
+    assert torch.equal(stages.base(torch.zeros(1, 1, 9, 9)), before), "the base shares layers with the rise"
+    with pytest.raises(ValueError, match="expected eval mode"):
+        built.train().stages()
+
+
 # ---------------------------------------------------------------- shuffle
 
 

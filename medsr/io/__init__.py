@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from medsr.io import omezarr_reader, picture, tiff
 from medsr.io.dicom import DicomReader
-from medsr.io.discover import DICOM_SUFFIXES, FOREIGN, PLANE_SUFFIXES, find_all, find_scans, scan_name
+from medsr.io.discover import find_all, find_scans
 from medsr.io.lazy import set_cache_limit
+from medsr.io.naming import DICOM_SUFFIXES, FOREIGN, PLANE_SUFFIXES, scan_name
+from medsr.io.places import Bucket, place
 from medsr.io.planes import numbered_planes
+from medsr.io.remote import read_fetched
 from medsr.io.source import NoImageError, Reader, Source
 from medsr.scan import Intensity, Scan, ScanError
 
@@ -40,7 +44,9 @@ def read_scan(
 
     Args:
         path: a file; a folder that holds one scan (one DICOM series, one OME-Zarr, the numbered planes of one
-            stack); or a source of `find_scans`. What a file is, its content says, not its name.
+            stack); the URL of a file or an OME-Zarr group in an object store ("s3://bucket/scan.ome.zarr"); or a
+            source of `find_scans`. What a file is, its content says, not its name. An OME-Zarr is read in place, chunk
+            by chunk; another file is copied to a private temporary folder for as long as the scan is in use.
         series: name or number of the image where a file holds several.
         intensity: the line to use, of the type of the samples, when it is known already; then no samples are read.
 
@@ -48,14 +54,28 @@ def read_scan(
         NoImageError: a sound file without an image, such as a DICOM report.
         ScanError: nothing is there, no reader knows it, it holds several scans, or its reader refuses it; the
             message names the file, what was expected and found, and the cure.
+        OSError: an object store that does not answer, or no room for the copy.
     """
-    source, warning = (path, "") if isinstance(path, Source) else _one_source(Path(path))
-    scan = _reader(source).read(source, series, intensity=intensity)
+    source, warning = (path, "") if isinstance(path, Source) else _one_source(path)
+    if not source.url:
+        scan = _read(source, series=series, intensity=intensity)
+    elif Bucket(source.url).is_file():
+        scan = read_fetched(source, partial(_read, series=series), intensity=intensity)
+    else:
+        scan = omezarr_reader.read(source, series, intensity=intensity)
     return replace(scan, warnings=(warning, *scan.warnings)) if warning else scan
 
 
-def _one_source(path: Path) -> tuple[Source, str]:
-    """The one source at a path, and a warning ("": none) where its files may as well be separate images."""
+def _read(source: Source, *, series: str | int | None, intensity: Intensity | None) -> Scan:
+    return _reader(source).read(source, series, intensity=intensity)
+
+
+def _one_source(location: str | Path) -> tuple[Source, str]:
+    """The one source at a path or URL, and a warning ("": none) where its files may as well be separate images."""
+    where = place(location)
+    path = Path(where.name)
+    if isinstance(where, Bucket):
+        return _only(find_scans(location), where.name), ""
     if not path.is_dir() or omezarr_reader.accepts(path):
         return (Source(path, (path,), scan_name(path)) if path.is_file() else find_scans(path)[0]), ""
     sources = find_scans(path)
@@ -67,11 +87,17 @@ def _one_source(path: Path) -> tuple[Source, str]:
             f"{len(planes)} files with plain numbers taken as the planes of one stack; find_scans and a batch over the "
             "folder take them as separate images unless told stack=true"
         )
+    return _only(sources, str(path)), ""
+
+
+def _only(sources: list[Source], name: str) -> Source:
+    if len(sources) == 1:
+        return sources[0]
     if not sources:
-        raise ScanError(f"{path}: expected a scan, found none in this folder; {_formats()}")
+        raise ScanError(f"{name}: expected a scan, found none in this folder; {_formats()}")
     first = ", ".join(s.name for s in sources[:3])
     raise ScanError(
-        f"{path}: expected one scan, found {len(sources)} ({first}{', ...' if len(sources) > 3 else ''}); name one of "
+        f"{name}: expected one scan, found {len(sources)} ({first}{', ...' if len(sources) > 3 else ''}); name one of "
         "them, or take all: find_scans(path) and `medsr upscale FOLDER`"
     )
 

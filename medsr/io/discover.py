@@ -5,35 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from medsr.io import dicom, omezarr_reader, picture, tiff
+from medsr.io.naming import FOREIGN, IMAGE_SUFFIXES, PLANE_SUFFIXES, fit_for_files, scan_name, unique
 from medsr.io.omezarr import stored_job
+from medsr.io.places import Bucket, Folder, place
 from medsr.io.planes import numbered_planes, plane_sets
+from medsr.io.remote import find_remote
 from medsr.io.source import Source, natural_key
 from medsr.scan import ScanError
 
-__all__ = ["DICOM_SUFFIXES", "FOREIGN", "PLANE_SUFFIXES", "find_all", "find_scans", "scan_name"]
+__all__ = ["find_all", "find_scans"]
 
 _log = logging.getLogger(__name__)
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
-DOUBLE_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf2", ".ome.tf8", ".ome.zarr")
-IMAGE_SUFFIXES = (*tiff.SUFFIXES, *picture.SUFFIXES, *DICOM_SUFFIXES)
-PLANE_SUFFIXES = (*tiff.SUFFIXES, ".png")
-FOREIGN = {  # images that are not read here: said, not dropped in silence
-    ".jpg": "a lossy picture", ".jpeg": "a lossy picture", ".bmp": "a picture", ".gif": "a picture",
-    ".czi": "Zeiss CZI", ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".oib": "Olympus OIB", ".oir": "Olympus OIR",
-    ".vsi": "Olympus VSI", ".ims": "Imaris", ".dv": "DeltaVision", ".mrc": "MRC", ".nii": "NIfTI",
-    ".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".h5": "HDF5", ".hdf5": "HDF5", ".npy": "NumPy",
-}  # fmt: skip
-LONGEST_NAME = 180
 
-
-def find_scans(path: str | Path, *, stack: bool = False, results: Path | None = None) -> list[Source]:
+def find_scans(path: str | Path, *, stack: bool = False, results: str | Path | None = None) -> list[Source]:
     """All scans at or below `path`, in natural order, under names that are unique among them.
 
     A file is that file alone. In a folder, all folders below it included: the DICOM files of one series are one
@@ -46,8 +37,12 @@ def find_scans(path: str | Path, *, stack: bool = False, results: Path | None = 
     Left out: hidden files, half-written results (".part"), and what is no image. Files that look like an image but
     are broken are kept, so that `read_scan` names the reason; image formats that are not read are named in the log.
 
+    In an object store, where nothing is opened to look inside, an OME-Zarr group is a scan, and so is each file with
+    the ending of a TIFF, PNG, PGM or DICOM file: a scan of several files (a series, a stack of planes) must be copied
+    to disk first, and the log says so where there are several DICOM files.
+
     Args:
-        path: a file or a folder.
+        path: a file or a folder, or its URL in an object store ("s3://bucket/folder").
         stack: take each folder whose TIFF or PNG files differ in one running number without gaps, and have one size
             and type, as one stack; the log says which folder does not qualify, and why.
         results: folder of a batch's results: what is found in it, in searching a folder above, is no input; nor is
@@ -56,7 +51,10 @@ def find_scans(path: str | Path, *, stack: bool = False, results: Path | None = 
     Raises:
         ScanError: nothing has this name, or the folder cannot be listed.
     """
-    path = Path(path)
+    where, kept = place(path), None if results is None else place(results)
+    if isinstance(where, Bucket):
+        return find_remote(where, results=kept)
+    path = Path(where.name)
     if path.suffix == ".part":
         raise ScanError(f"{path}: expected a scan, found a half-written result; run the command that wrote it again")
     if omezarr_reader.accepts(path):
@@ -67,31 +65,15 @@ def find_scans(path: str | Path, *, stack: bool = False, results: Path | None = 
         except OSError as error:
             raise ScanError(f"{path}: cannot be listed ({error.strerror}); check the rights of the folder") from error
         found = _in_folder(path, stack=stack)
-        if results is not None:
-            found = [source for source in found if not _is_result(source.path, results, path)]
-        return _unique(found, path)
+        if isinstance(kept, Folder):
+            found = [source for source in found if not _is_result(source.path, kept.path, path)]
+        return unique(found, path)
     if not path.is_file():
         if path.exists() or path.is_symlink():
             return [Source(path, (path,), scan_name(path))]
         raise ScanError(f"{path}: expected a file or folder, found nothing of this name; {_nearest(path)}")
     series = _dicom([path]) if dicom.accepts(path) else []
     return [Source(path, (path,), scan_name(path), *(s.subject for s in series[:1]))]
-
-
-def scan_name(path: Path) -> str:
-    """Name of a file or folder without its endings, fit for a file name on any system."""
-    name = path.name or path.resolve().name
-    lower = name.lower()
-    for suffix in (*DOUBLE_SUFFIXES, ".zarr", *IMAGE_SUFFIXES):
-        if lower.endswith(suffix) and len(name) > len(suffix):
-            name = name[: -len(suffix)]
-            break
-    return _fit_for_files(name)
-
-
-def _fit_for_files(name: str) -> str:
-    readable = os.fsencode(name).decode("utf-8", "replace")
-    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", readable).strip(" .")[-LONGEST_NAME:] or "scan"
 
 
 def _nearest(path: Path) -> str:
@@ -136,7 +118,7 @@ def _of_planes(folder: Path, tiffs: list[Path], pictures: list[Path], *, stack: 
     for planes in sets:
         stem = re.split(r"\d+\D*$", planes[0].name)[0].rstrip(" _-=.")
         short = re.sub(r"(?:^|[ _\-=.]+)(?:z|slice|plane|section|sec|layer)$", "", stem, flags=re.IGNORECASE)
-        found.append(Source(folder, planes, _fit_for_files(short) if short else scan_name(folder)))
+        found.append(Source(folder, planes, fit_for_files(short) if short else scan_name(folder)))
     taken = {file for planes in sets for file in planes}
     rest = [f for f in tiffs if f not in taken]
     groups = tiff.group(rest)
@@ -235,49 +217,13 @@ def _dicom(files: Iterable[Path]) -> list[Source]:
     return found
 
 
-def _unique(sources: list[Source], root: Path) -> list[Source]:
-    """The same sources with names that differ even where case does not count: the name, else the path from `root`,
-    else that with the ending of the file, else a number."""
-    names = [s.name for s in sources]
-    for form in (_path_name, _full_name):
-        for members in _colliding(names):
-            for i in members:
-                names[i] = form(sources[i], root)
-    for members in _colliding(names):
-        taken = {n.casefold() for n in names}
-        for i in members[1:]:
-            number = 2
-            while f"{names[i]}_{number}".casefold() in taken:
-                number += 1
-            names[i] = f"{names[i]}_{number}"
-            taken.add(names[i].casefold())
-    return [replace(s, name=n) for s, n in zip(sources, names, strict=True)]
-
-
-def _colliding(names: list[str]) -> list[list[int]]:
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(names):
-        by_name[name.casefold()].append(i)
-    return [members for members in by_name.values() if len(members) > 1]
-
-
-def _path_name(source: Source, root: Path) -> str:
-    inside = source.files[0].relative_to(root) if source.files[0].is_relative_to(root) else source.files[0]
-    if len(source.files) > 1 and source.path.is_dir():  # a series or stack: its folder, then its first file
-        return _fit_for_files("_".join((*inside.parts[:-1], scan_name(inside))))
-    return _fit_for_files("_".join((*inside.parts[:-1], source.name)))
-
-
-def _full_name(source: Source, root: Path) -> str:
-    inside = source.files[0].relative_to(root) if source.files[0].is_relative_to(root) else source.files[0]
-    return _fit_for_files("_".join(inside.parts).replace(".", "_"))
-
-
-def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = None, stack: bool = False) -> list[Source]:
+def find_all(
+    paths: Path | str | Sequence[Path | str], *, out: str | Path | None = None, stack: bool = False
+) -> list[Source]:
     """The scans of several files and folders, names made unique.
 
     Args:
-        paths: files and folders.
+        paths: files and folders, or their URLs.
         out: results in it are no input, as in `find_scans`.
         stack: take folders of plainly numbered planes as one stack each, as in `find_scans`.
 
@@ -296,8 +242,8 @@ def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = Non
             found.append(replace(source, name=name))
     if not found:
         raise ScanError(
-            f"{', '.join(map(str, given))}: expected DICOM, TIFF, OME-Zarr, PNG or PGM scans, found none; "
-            "check the folder, or ask medsr inspect FILE why a file is not read"
+            f"{', '.join(place(path).name for path in given)}: expected DICOM, TIFF, OME-Zarr, PNG or PGM scans, found "
+            "none; check the folder, or ask medsr inspect FILE why a file is not read"
         )
     return found
 
@@ -305,7 +251,7 @@ def find_all(paths: Path | str | Sequence[Path | str], *, out: Path | None = Non
 def _is_result(path: Path, results: Path, searched: Path) -> bool:
     if not _inside(path, results):
         return False
-    return not _inside(searched, results) or stored_job(path) is not None
+    return not _inside(searched, results) or stored_job(Folder(path)) is not None
 
 
 def _inside(path: Path, folder: Path) -> bool:

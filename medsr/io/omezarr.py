@@ -1,33 +1,37 @@
-"""OME-Zarr 0.5 out: levels, shards and metadata of one result; written whole shards at a time."""
+"""OME-Zarr 0.5 out: levels, shards and metadata of one result; whole shards at a time, to any place."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medsr.io import shard as codec
+from medsr.io.lazy import BlockArray
+from medsr.io.places import Place
 from medsr.scan import SPATIAL, Axis, Factor, Grid, Intensity, Region
 
 __all__ = [
     "Level",
     "average",
     "averaged_shard",
-    "create",
+    "encode_shard",
     "is_whole",
+    "metadata",
     "plan_levels",
     "shard_digest",
+    "shard_key",
     "shard_region",
-    "stored_job",
     "shard_regions",
+    "stored_job",
     "write_shard",
 ]
 
@@ -83,7 +87,7 @@ def plan_levels(
             return tuple(levels)
         step = tuple(_step(grid, axis, n) for axis, n in zip(grid.axes, sizes, strict=True))
         sizes = tuple(math.ceil(n / s) for n, s in zip(sizes, step, strict=True))
-        grid = grid.coarsen(step)
+        grid = grid.coarsen(step[-3:])  # "t" and "c" are never averaged
 
 
 def _fit(sizes: Sequence[int], dims: int) -> tuple[int, ...]:
@@ -99,19 +103,14 @@ def _step(grid: Grid, axis: Axis, size: int) -> int:
     return 2 if axis == "z" and size > 1 and z is not None and y is not None and z <= 1.5 * y else 1
 
 
-def create(
-    root: Path,
-    levels: Sequence[Level],
-    *,
-    intensity: Intensity,
-    name: str,
-    factor: Factor,
-    attributes: Mapping[str, Any],
-) -> None:
-    """Make the group and its empty arrays, metadata complete.
+def metadata(
+    levels: Sequence[Level], *, intensity: Intensity, name: str, factor: Factor, attributes: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The metadata of the group and its arrays as JSON documents by key: "0/zarr.json", ..., last "zarr.json".
+
+    Put in this order, a group is there only when all its arrays are.
 
     Args:
-        root: folder to make.
         levels: of `plan_levels`.
         intensity: of the result; its window (else its black and white) becomes the omero window.
         name: shown by viewers.
@@ -125,24 +124,28 @@ def create(
     import zarr
     from yaozarrs import v05
     from zarr.codecs import BloscCodec
+    from zarr.storage import MemoryStore
 
     ome = _ome(levels, intensity, name, factor)
     v05.Image.model_validate(ome)
     ours = {**attributes, "intensity": _intensity(intensity)}
-    zarr.create_group(root, attributes={"ome": ome, "medsr": ours}, zarr_format=3)
-    codec = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=intensity.dtype.itemsize)
+    zstd = BloscCodec(cname="zstd", clevel=codec.LEVEL, shuffle="bitshuffle", typesize=intensity.dtype.itemsize)
+    documents: dict[str, Any] = {}
+    store = MemoryStore(documents)
+    zarr.create_group(store, attributes={"ome": ome, "medsr": ours}, zarr_format=3)
     for level in levels:
         zarr.create_array(
-            root,
+            store,
             name=level.path,
             shape=level.shape,
             chunks=level.chunk,
             shards=level.shard,
             dtype=intensity.dtype,
-            compressors=codec,
+            compressors=zstd,
             fill_value=0,
             dimension_names=level.grid.axes,
         )
+    return {key: documents[key].to_bytes() for key in sorted(documents, key=lambda key: (key == "zarr.json", key))}
 
 
 def _intensity(intensity: Intensity) -> dict[str, Any]:
@@ -215,73 +218,125 @@ def shard_region(level: Level, index: Index) -> Region:
     return tuple(slice(i * s, min((i + 1) * s, n)) for i, s, n in zip(index, level.shard, level.shape, strict=True))
 
 
-def write_shard(root: Path, level: Level, index: Index, data: NDArray[Any]) -> str:
-    """Write one whole shard, to the disk, and return the digest of its bytes.
+def shard_key(level: Level, index: Index) -> str:
+    """Where a shard is stored in the group."""
+    return "/".join((level.path, "c", *map(str, index)))
+
+
+def encode_shard(level: Level, data: NDArray[Any]) -> bytes:
+    """The bytes of one shard, compressed; several threads encode several shards at once.
+
+    Args:
+        level: whose shard it is.
+        data: its samples, clipped to the level's shape as `shard_region` is.
+
+    Raises:
+        ValueError: `data` is larger than a shard.
+    """
+    if len(data.shape) != len(level.shard) or any(n > s for n, s in zip(data.shape, level.shard, strict=True)):
+        raise ValueError(f"level {level.path}: expected a shard of at most {level.shard}, found {data.shape}")
+    return codec.encode(data, chunk=level.chunk, shard=level.shard)
+
+
+def write_shard(target: Place, level: Level, index: Index, data: NDArray[Any]) -> str:
+    """Write one whole shard, to last, and return the digest of its bytes.
+
+    A shard of zeros is stored too: what is not there was not computed.
 
     Raises:
         ValueError: `data` is not the whole shard.
         OSError: the disk is full or not writable.
     """
-    import zarr
-
-    region = shard_region(level, index)
-    expected = tuple(s.stop - s.start for s in region)
+    expected = tuple(s.stop - s.start for s in shard_region(level, index))
     if data.shape != expected:
-        raise ValueError(f"{root.name}/{level.path}: expected a whole shard of {expected}, found {data.shape}")
-    file = _shard_file(root, level, index)
-    # zarr would read a torn shard of an earlier run to merge into it.
-    file.unlink(missing_ok=True)
-    # A shard of zeros is a file too: what is not there was not computed.
-    array = zarr.open_array(root, path=level.path, mode="r+")
-    array.with_config({"write_empty_chunks": True})[region] = data
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    return shard_digest(root, level, index) or ""
+        raise ValueError(f"{target.name}/{level.path}: expected a whole shard of {expected}, found {data.shape}")
+    stored = encode_shard(level, data)
+    target.put(shard_key(level, index), stored)
+    return hashlib.blake2b(stored, digest_size=16).hexdigest()
 
 
-def shard_digest(root: Path, level: Level, index: Index) -> str | None:
-    """BLAKE2 of a shard's bytes on disk; None when it is not there."""
-    try:
-        with _shard_file(root, level, index).open("rb") as stream:
-            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except FileNotFoundError:
-        return None
+def shard_digest(target: Place, level: Level, index: Index) -> str | None:
+    """BLAKE2 of a shard's stored bytes; None when it is not there."""
+    return target.digest(shard_key(level, index))
 
 
-def _shard_file(root: Path, level: Level, index: Index) -> Path:
-    return root.joinpath(level.path, "c", *map(str, index))
-
-
-def stored_job(root: Path) -> dict[str, Any] | None:
+def stored_job(target: Place) -> dict[str, Any] | None:
     """What decided the bytes of a complete result, as its writer recorded it; None for anything else."""
     try:
-        attributes = json.loads((root / "zarr.json").read_text())["attributes"]
+        attributes = json.loads(target.get("zarr.json") or b"")["attributes"]
         return dict(attributes["medsr"]["job"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def averaged_shard(root: Path, finer: Level, level: Level, index: Index, *, intensity: Intensity) -> NDArray[Any]:
-    """One shard of `level`, averaged from the level below it chunk by chunk, so that only the shard is in memory."""
-    import zarr
+def averaged_shard(target: Place, finer: Level, level: Level, index: Index, *, intensity: Intensity) -> NDArray[Any]:
+    """One shard of `level`, averaged from the level below it chunk by chunk.
 
-    below = zarr.open_array(root, path=finer.path, mode="r")
+    In memory are the shard and the compressed bytes of one shard of the finer level (of a few where a shard is an odd
+    number of chunks).
+
+    Raises:
+        OSError: a shard of the finer level is not there, or is damaged.
+    """
+    chunks = _FinerChunks(target, finer, intensity.dtype)
+    below = BlockArray(finer.shape, intensity.dtype, block=finer.chunk, load=chunks, keep=0)
     region = shard_region(level, index)
     shard = np.empty([r.stop - r.start for r in region], intensity.dtype)
     starts = [range(r.start, r.stop, c) for r, c in zip(region, level.chunk, strict=True)]
+    sources = {}
     for corner in product(*starts):
-        target = [slice(a, min(a + c, r.stop)) for a, c, r in zip(corner, level.chunk, region, strict=True)]
-        source = tuple(
-            slice(t.start * s, min(t.stop * s, n)) for t, s, n in zip(target, level.step, finer.shape, strict=True)
+        here = tuple(slice(a, min(a + c, r.stop)) for a, c, r in zip(corner, level.chunk, region, strict=True))
+        sources[corner] = tuple(
+            slice(h.start * s, min(h.stop * s, n)) for h, s, n in zip(here, level.step, finer.shape, strict=True)
         )
-        place = tuple(slice(t.start - r.start, t.stop - r.start) for t, r in zip(target, region, strict=True))
-        shard[place] = average(np.asarray(below[source]), level.step, intensity=intensity)
+    for corner in sorted(sources, key=lambda corner: chunks.shards(sources[corner])):
+        chunks.hold(sources[corner])
+        piece = average(below[sources[corner]], level.step, intensity=intensity)
+        into = tuple(slice(a - r.start, a - r.start + n) for a, r, n in zip(corner, region, piece.shape, strict=True))
+        shard[into] = piece
     return shard
 
 
-def is_whole(root: Path, levels: Sequence[Level]) -> bool:
-    """Whether every shard of every level has its file."""
-    return all(_shard_file(root, level, index).is_file() for level in levels for index, _ in shard_regions(level))
+class _FinerChunks:
+    """The chunks of a finished level by their index, out of the shards that are held."""
+
+    def __init__(self, target: Place, level: Level, dtype: np.dtype[Any]) -> None:
+        self._target, self._level, self._dtype = target, level, dtype
+        self._held: dict[Index, codec.ShardReader] = {}
+
+    def shards(self, region: Region) -> list[Index]:
+        """The shards that a region touches."""
+        return list(
+            product(*(range(r.start // s, -(-r.stop // s)) for r, s in zip(region, self._level.shard, strict=True)))
+        )
+
+    def hold(self, region: Region) -> None:
+        """Have the shards that a region touches, and no other."""
+        self._held = {index: self._held.get(index) or self._open(index) for index in self.shards(region)}
+
+    def _open(self, index: Index) -> codec.ShardReader:
+        key = shard_key(self._level, index)
+        stored = self._target.get(key)
+        if stored is None:
+            raise FileNotFoundError(errno.ENOENT, "expected a finished shard, found none", f"{self._target.name}/{key}")
+        try:
+            return codec.ShardReader(stored, dtype=self._dtype, chunk=self._level.chunk, shard=self._level.shard)
+        except ValueError as error:
+            raise OSError(errno.EIO, str(error), f"{self._target.name}/{key}") from error
+
+    def __call__(self, index: Index) -> NDArray[Any]:
+        counts = [s // c for s, c in zip(self._level.shard, self._level.chunk, strict=True)]
+        shard = tuple(i // n for i, n in zip(index, counts, strict=True))
+        try:
+            return self._held[shard].read(tuple(i % n for i, n in zip(index, counts, strict=True)))
+        except ValueError as error:
+            raise OSError(errno.EIO, str(error), f"{self._target.name}/{shard_key(self._level, shard)}") from error
+
+
+def is_whole(target: Place, levels: Sequence[Level]) -> bool:
+    """Whether every shard of every level is stored."""
+    stored = set(target.keys())
+    return all(shard_key(level, index) in stored for level in levels for index, _ in shard_regions(level))
 
 
 def average(data: NDArray[Any], step: Factor, *, intensity: Intensity | None = None) -> NDArray[Any]:
@@ -290,30 +345,33 @@ def average(data: NDArray[Any], step: Factor, *, intensity: Intensity | None = N
     The last block along an axis of odd size is an average over what is there. Holes (NaN, and the padding of
     `intensity`) are left out of an average; a block of holes only keeps the value of its first.
     """
-    exact = np.float32 if data.dtype.kind in "iu" and data.dtype.itemsize <= 2 else np.float64
-    total = data.astype(exact)
-    count = np.ones((1,) * data.ndim, exact)
-    if intensity is not None and intensity.may_have_holes:
-        holes = intensity.holes(data)
-        count = (~holes).astype(exact)
+    exact = np.dtype(np.float32 if data.dtype.kind in "iu" and data.dtype.itemsize <= 2 else np.float64)
+    holes = intensity.holes(data) if intensity is not None and intensity.may_have_holes else None
+    if holes is not None and holes.any():
+        total, count = data.astype(exact), (~holes).astype(exact)
         total[holes] = 0
-    for axis, s in enumerate(step):
-        if s > 1:
-            if count.shape[axis] == 1 and total.shape[axis] > 1:
-                count = np.repeat(count, total.shape[axis], axis)
-            total, count = _pairs(total, axis), _pairs(count, axis)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = total / count
-    first = data[tuple(slice(None, None, s) for s in step)]
-    mean = np.where(count > 0, mean, first)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = _means(total, step, exact) / _means(count, step, exact)
+        mean = np.where(np.isnan(mean), data[tuple(slice(None, None, s) for s in step)], mean)
+    else:
+        mean = _means(data, step, exact)
     if data.dtype.kind in "iu":
-        np.rint(mean, out=mean)
+        mean = np.rint(mean)
     result: NDArray[Any] = mean.astype(data.dtype)
     return result
 
 
-def _pairs(values: NDArray[Any], axis: int) -> NDArray[Any]:
-    moved = np.moveaxis(values, axis, 0)
-    total = moved[0::2].copy()
-    total[: moved.shape[0] // 2] += moved[1::2]
-    return np.moveaxis(total, 0, axis)
+def _means(values: NDArray[Any], step: Factor, exact: np.dtype[Any]) -> NDArray[Any]:
+    """Means of pairs along each axis of step 2, a last single value as it is; exact, since only halved."""
+    for axis, s in enumerate(step):
+        if s > 1:
+            along = np.moveaxis(values, axis, 0)
+            pairs = len(along) // 2
+            shape = list(values.shape)
+            shape[axis] -= pairs
+            values = np.empty(shape, exact)
+            into = np.moveaxis(values, axis, 0)
+            np.add(along[: 2 * pairs : 2], along[1::2], out=into[:pairs], dtype=exact)
+            into[:pairs] *= exact.type(0.5)
+            into[pairs:] = along[2 * pairs :]
+    return values

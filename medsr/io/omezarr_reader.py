@@ -15,17 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr.io.lazy import Arranged, BlockArray
+from medsr.io.places import Folder, Place, place
 from medsr.io.samples import given_intensity, measured_intensity, refuse_type, unknown_spacing
-from medsr.io.source import Source, natural_key
+from medsr.io.source import Source
 from medsr.io.tiff_metadata import arrange, channel_notes
 from medsr.io.units import micrometers, stated_spacing_um
 from medsr.scan import Axis, Grid, Intensity, LazyArray, Scan, ScanError
 
-__all__ = ["accepts", "read"]
+__all__ = ["MARKERS", "accepts", "read"]
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 BLOCK = 512
 COUNT_CHUNKS_UP_TO = 100_000
+COUNT_OBJECTS_UP_TO = 10_000
 CURE = "write it as OME-Zarr 0.4 or 0.5 (multiscales with axes and a scale)"
 
 
@@ -45,31 +47,35 @@ def read(source: Source, series: str | int | None = None, *, intensity: Intensit
     is the robust one and the omero window is kept for display.
 
     Args:
-        source: the folder of one image, or of a collection as bioformats2raw writes it.
+        source: the folder of one image, or of a collection as bioformats2raw writes it; on disk or in an object store.
         series: name or number of the image in a collection.
         intensity: taken instead of a stored or measured one.
 
     Raises:
         ScanError: no image metadata (a plain array, a plate, labels), damaged metadata, several images and none named.
     """
-    path = source.path
-    if not accepts(path):
-        raise ScanError(f"{path}: expected the folder of an OME-Zarr image, found none or a half-written one; {CURE}")
-    root = _choose(path, series)
+    where: Place = place(source.url) if source.url else Folder(source.path)
+    if not (any(where.get(m) is not None for m in MARKERS) if source.url else accepts(source.path)):
+        raise ScanError(
+            f"{where.name}: expected the folder of an OME-Zarr image, found none or a half-written one; {CURE}"
+        )
+    root = _choose(where, series)
     ome, ours, version = _attributes(root)
     multiscale, notes = _multiscale(root, ome, version)
     dataset = multiscale["datasets"][0]
     array = _open(root, str(dataset["path"]))
-    refuse_type(root, array.dtype)
+    refuse_type(root.name, array.dtype)
     if len(array.shape) != len(multiscale["axes"]):
-        raise ScanError(f"{root}: expected {len(multiscale['axes'])} axes, found an array of {array.shape}; {CURE}")
+        raise ScanError(
+            f"{root.name}: expected {len(multiscale['axes'])} axes, found an array of {array.shape}; {CURE}"
+        )
     load = _LoadChunks(root, str(dataset["path"]), _block(array))
     notes += _missing_chunks(root, load.name, array)
     letters = "".join(_letter(a) for a in multiscale["axes"])
     try:
         names, order, note = arrange(letters, tuple(array.shape))
     except ValueError as error:
-        raise ScanError(f"{root}: {error}; {CURE}") from error
+        raise ScanError(f"{root.name}: {error}; {CURE}") from error
     spacing, origin = _geometry(multiscale, dataset, letters)
     if spacing.get("y") == spacing.get("x") == 1.0:
         notes.append("spacing along y and x is exactly 1 um: a placeholder? compare with the microscope")
@@ -82,7 +88,7 @@ def read(source: Source, series: str | int | None = None, *, intensity: Intensit
         intensity, remarks = _intensity(root, data, names, ome, ours)
         notes += remarks
     else:
-        given_intensity(root, intensity, array.dtype)
+        given_intensity(root.name, intensity, array.dtype)
     notes += [note] if note else []
     history = [str(line) for line in ours.get("history", ()) if isinstance(line, str)]
     history = history or _lines(ome, multiscale, dataset, letters)  # our own history has them already
@@ -97,7 +103,7 @@ def read(source: Source, series: str | int | None = None, *, intensity: Intensit
 
 
 def _intensity(
-    root: Path, data: LazyArray, names: str, ome: Mapping[str, Any], ours: Mapping[str, Any]
+    root: Place, data: LazyArray, names: str, ome: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> tuple[Intensity, tuple[str, ...]]:
     """The stored line, else the measured one, with what to warn of."""
     window = _window(ome)
@@ -105,7 +111,7 @@ def _intensity(
     if stored is not None:
         return stored, ()
     spoiled = ("the stored intensity line cannot be used; measured from the samples instead",)
-    line, remarks = measured_intensity(root, data, axes=names, window=window)
+    line, remarks = measured_intensity(root.name, data, axes=names, window=window)
     return line, (*(spoiled if "intensity" in ours else ()), *remarks)
 
 
@@ -123,15 +129,16 @@ def _lines(
     return channel_notes(labels, steps[0]["scale"][at] if steps and unit else None, str(unit))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(root: Place, key: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
+        stored = root.get(key)
+        found = {} if stored is None else json.loads(stored)
     except (OSError, ValueError) as error:
-        raise ScanError(f"{path}: expected JSON metadata, found {error}; copy the folder again") from error
+        raise ScanError(f"{root.name}/{key}: expected JSON metadata, found {error}; copy the folder again") from error
     if not isinstance(found, dict):
-        raise ScanError(f"{path}: expected a JSON object, found {type(found).__name__}; copy the folder again")
+        raise ScanError(
+            f"{root.name}/{key}: expected a JSON object, found {type(found).__name__}; copy the folder again"
+        )
     return found
 
 
@@ -139,35 +146,37 @@ def _mapping(value: object) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _attributes(root: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
+def _attributes(root: Place) -> tuple[dict[str, Any], dict[str, Any], str]:
     """OME metadata, our own, and the layout: "0.5" (zarr 3) or "0.4" (zarr 2)."""
-    if (root / "zarr.json").is_file():
-        attributes = _mapping(_json(root / "zarr.json").get("attributes"))
+    document = _json(root, "zarr.json")
+    if document:
+        attributes = _mapping(document.get("attributes"))
         return _mapping(attributes.get("ome")), _mapping(attributes.get("medsr")), "0.5"
-    attributes = _json(root / ".zattrs")
+    attributes = _json(root, ".zattrs")
     return attributes, _mapping(attributes.get("medsr")), "0.4"
 
 
-def _choose(path: Path, series: str | int | None) -> Path:
+def _choose(root: Place, series: str | int | None) -> Place:
     """The image itself: the folder, or the named one of a bioformats2raw collection."""
-    ome, _, _ = _attributes(path)
+    ome, _, _ = _attributes(root)
     if "plate" in ome or "well" in ome:
         raise ScanError(
-            f"{path}: expected one image, found a plate or well; name the folder of one field, such as A/1/0"
+            f"{root.name}: expected one image, found a plate or well; name the folder of one field, such as A/1/0"
         )
     if "image-label" in ome:
-        raise ScanError(f"{path}: expected an image, found labels; name the folder of the image they belong to")
+        raise ScanError(f"{root.name}: expected an image, found labels; name the folder of the image they belong to")
     if "multiscales" in ome:
         if series not in (None, 0, "0"):
-            raise ScanError(f"{path}: expected no series or 0, found {series!r}; this folder is one image")
-        return path
-    images = sorted(
-        (p for p in path.iterdir() if p.name.isdigit() and "multiscales" in _attributes(p)[0]), key=natural_key
-    )
-    if "bioformats2raw.layout" not in ome or not images:
-        kind = "a plain zarr array" if _is_array(path) else "a zarr group without image metadata"
+            raise ScanError(f"{root.name}: expected no series or 0, found {series!r}; this folder is one image")
+        return root
+    images = list[Place]()
+    if "bioformats2raw.layout" in ome:  # its images are numbered from 0 on
+        while "multiscales" in _attributes(root.child(str(len(images))))[0]:
+            images.append(root.child(str(len(images))))
+    if not images:
+        kind = "a plain zarr array" if _is_array(root) else "a zarr group without image metadata"
         raise ScanError(
-            f"{path}: expected an OME-Zarr image, found {kind}: axes and spacing are unknown; {CURE}, "
+            f"{root.name}: expected an OME-Zarr image, found {kind}: axes and spacing are unknown; {CURE}, "
             "or pass the array through the Python API"
         )
     if series is None and len(images) == 1:
@@ -178,17 +187,17 @@ def _choose(path: Path, series: str | int | None) -> Path:
         named.setdefault(str(name or i), image)
     if series is None or str(series) not in named:
         raise ScanError(
-            f"{path}: expected the number or name of one of {len(images)} images, found {series!r}; "
+            f"{root.name}: expected the number or name of one of {len(images)} images, found {series!r}; "
             f"it holds {', '.join(named)}. Say which: series=0"
         )
     return named[str(series)]
 
 
-def _is_array(path: Path) -> bool:
-    return (path / ".zarray").is_file() or _json(path / "zarr.json").get("node_type") == "array"
+def _is_array(root: Place) -> bool:
+    return root.get(".zarray") is not None or _json(root, "zarr.json").get("node_type") == "array"
 
 
-def _multiscale(root: Path, ome: dict[str, Any], version: str) -> tuple[dict[str, Any], list[str]]:
+def _multiscale(root: Place, ome: dict[str, Any], version: str) -> tuple[dict[str, Any], list[str]]:
     """The first multiscale, checked against the specification, and what the check warned of."""
     from pydantic import ValidationError
     from yaozarrs import v04, v05
@@ -205,7 +214,7 @@ def _multiscale(root: Path, ome: dict[str, Any], version: str) -> tuple[dict[str
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ScanError(
-            f"{root}: expected OME-Zarr {version} metadata, found at {where}: {first['msg']}; {CURE}"
+            f"{root.name}: expected OME-Zarr {version} metadata, found at {where}: {first['msg']}; {CURE}"
         ) from error
     notes = [str(w.message).split("\n")[0][:200] for w in heard]
     if len(given) > 1:
@@ -241,24 +250,21 @@ def _geometry(
     return spacing, origin
 
 
-def _open(root: Path, name: str) -> Any:
+def _open(root: Place, name: str) -> Any:
     import zarr
 
-    folder = (root / name).resolve()
-    if not folder.is_relative_to(root.resolve()):
-        raise ScanError(f"{root}: expected an array inside the folder, found {name!r}; {CURE}")
     try:
-        return zarr.open_array(folder, mode="r")
+        return zarr.open_array(root.zarr_store(), path=name, mode="r")
     except MemoryError:
         raise
     except Exception as error:  # zarr and its codecs raise many types for a damaged array
         raise ScanError(
-            f"{root}: expected an array {name!r}, found none that opens ({type(error).__name__}: {error}); "
+            f"{root.name}: expected an array {name!r}, found none that opens ({type(error).__name__}: {error}); "
             "copy the folder again"
         ) from error
 
 
-def _missing_chunks(root: Path, name: str, array: Any) -> list[str]:
+def _missing_chunks(root: Place, name: str, array: Any) -> list[str]:
     """A warning for chunks (shards where there are) without a file: a half-copied folder reads as a fill value.
 
     Raises:
@@ -266,12 +272,13 @@ def _missing_chunks(root: Path, name: str, array: Any) -> list[str]:
     """
     counts = [math.ceil(n / u) for n, u in zip(array.shape, array.shards or array.chunks, strict=True)]
     total = math.prod(counts)
-    if total > COUNT_CHUNKS_UP_TO:
+    if total > (COUNT_CHUNKS_UP_TO if root.is_local else COUNT_OBJECTS_UP_TO):
         return []
+    stored = set(root.keys(f"{name}/"))
     keys = (array.metadata.encode_chunk_key(index) for index in product(*map(range, counts)))
-    missing = sum(not (root / name / key).is_file() for key in keys)
+    missing = sum(f"{name}/{key}" not in stored for key in keys)
     if missing == total:
-        raise ScanError(f"{root}: expected {total} files of samples, found none; copy the folder again")
+        raise ScanError(f"{root.name}: expected {total} files of samples, found none; copy the folder again")
     return [f"{missing} of {total} files of samples are not there; they read as {array.fill_value}"] if missing else []
 
 
@@ -287,7 +294,7 @@ def _block(array: Any) -> tuple[int, ...]:
 class _LoadChunks:
     """Decodes one block of whole chunks; picklable, the array is opened where it is needed."""
 
-    root: Path
+    root: Place
     name: str
     block: tuple[int, ...]
     _array: list[Any] = field(default_factory=list, repr=False)
@@ -308,7 +315,7 @@ class _LoadChunks:
             raise
         except Exception as error:  # zarr and its codecs raise many types for a damaged chunk
             raise ScanError(
-                f"{self.root}: the chunk at {tuple(s.start for s in region)} cannot be decoded "
+                f"{self.root.name}: the chunk at {tuple(s.start for s in region)} cannot be decoded "
                 f"({type(error).__name__}: {error}); copy the folder again"
             ) from error
 

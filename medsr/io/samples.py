@@ -29,7 +29,7 @@ PLANES = 16
 UNEVEN = 4
 
 
-def refuse_type(path: Path, dtype: np.dtype[Any]) -> None:
+def refuse_type(path: Path | str, dtype: np.dtype[Any]) -> None:
     """Refuse samples that are no gray values a float64 line can carry exactly.
 
     Raises:
@@ -47,7 +47,7 @@ def refuse_type(path: Path, dtype: np.dtype[Any]) -> None:
         raise ScanError(f"{path}: expected floats of at most 64 bits, found {dtype}; save it as float64")
 
 
-def given_intensity(path: Path, intensity: Intensity, dtype: np.dtype[Any]) -> Intensity:
+def given_intensity(path: Path | str, intensity: Intensity, dtype: np.dtype[Any]) -> Intensity:
     """`intensity` as it is, where it fits samples of `dtype`.
 
     Raises:
@@ -114,7 +114,12 @@ def uneven_channels(values: dict[int, Array], padding: tuple[float, float] | Non
 
 
 def measured_intensity(
-    path: Path, data: LazyArray, *, axes: Sequence[str] = (), padding: tuple[float, float] | None = None, **said: Any
+    path: Path | str,
+    data: LazyArray,
+    *,
+    axes: Sequence[str] = (),
+    padding: tuple[float, float] | None = None,
+    **said: Any,
 ) -> tuple[Intensity, tuple[str, ...]]:
     """The robust line of `data` with what the file says beside it (slope, intercept, units, window), and warnings.
 

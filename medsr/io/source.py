@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from medsr.io.bucket import public_name
 from medsr.scan import Intensity, Scan, ScanError
 
 __all__ = ["NoImageError", "Read", "Reader", "Source", "natural_key"]
@@ -22,16 +23,24 @@ class Source:
     """The files one scan is made of; small and picklable, nothing is read.
 
     Attributes:
-        path: file or folder as a person would name it.
+        path: file or folder as a person would name it; of an object store a mere name, nothing opens it.
         files: all files the scan is made of, in no particular order (a reader sorts by content).
         name: name of the output, unique inside one `find_scans`.
-        subject: "" unknown; else 16 hex digits of the SHA-256 of the patient's id, never the id.
+        subject: "" unknown (always so in an object store); else 16 hex digits of the SHA-256 of the patient's id,
+            never the id.
+        url: of the OME-Zarr group or the file in an object store; "" for files on disk.
     """
 
     path: Path
     files: tuple[Path, ...]
     name: str
     subject: str = ""
+    url: str = field(default="", repr=False)
+
+    @property
+    def location(self) -> str:
+        """Where the scan is, for messages: the path, or the URL without its password or token."""
+        return public_name(self.url) if self.url else str(self.path)
 
 
 class Read(Protocol):

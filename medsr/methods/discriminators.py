@@ -75,11 +75,6 @@ class SrganDiscriminator(nn.Module):
         """Activations of each convolution, shallow to deep: (n, wide, *coarser size) each.
 
         `images`: (n, channels, *size) in unit intensity, mapped to -1..1 inside as in the paper.
-        """
-        return _activations(self.layers, images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, channels, *size) in unit intensity to logits (n, 1): above 0 for what looks like a real fine patch.
 
         Raises:
             ValueError: the patch is not of the size given at the start.
@@ -89,7 +84,19 @@ class SrganDiscriminator(nn.Module):
                 f"SrganDiscriminator: expected patches of {self.patch}, found {tuple(images.shape[2:])}; "
                 "give the patch size, or None for any"
             )
-        deep = self.features(images)[-1]
+        return _activations(self.layers, images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, channels, *size) in unit intensity to logits (n, 1): above 0 for what looks like a real fine patch.
+
+        Raises:
+            ValueError: the patch is not of the size given at the start.
+        """
+        return self.verdict(self.features(images))
+
+    def verdict(self, features: list[Tensor]) -> Tensor:
+        """The logits that follow from `features`."""
+        deep = features[-1]
         logits: Tensor = self.head(deep.flatten(1) if self.patch else deep.flatten(2).mean(2))
         return logits
 
@@ -155,7 +162,11 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, channels, *size) in unit intensity to logits (n, 1, *coarser size), one for each neighborhood."""
-        logits: Tensor = self.head(self.features(images)[-1])
+        return self.verdict(self.features(images))
+
+    def verdict(self, features: list[Tensor]) -> Tensor:
+        """The logits that follow from `features`."""
+        logits: Tensor = self.head(features[-1])
         return logits
 
 

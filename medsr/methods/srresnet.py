@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medsr.methods.interpolation import interpolate
+from medsr.methods.interpolation import interpolate, reach
+from medsr.methods.layers import Crop, Frozen, Interpolated, Plus, Shuffle, center_repeated, convolve, frozen, leaky
 from medsr.methods.shuffle import icnr_, pixel_shuffle, prime_stages
+from medsr.methods.tail import FoldedTail
+from medsr.precision import float32_only
 from medsr.scan import Factor, validate_factor
+from medsr.stages import Stages
 
 if TYPE_CHECKING:
     from medsr.scan import Scan
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["SRResNet"]
 
 Norm = Literal["none", "batch"]
+
+LOST_AT_ONCE = 8
+"""Samples on either side that a cut network drops at a time: fewer would cost more copies than they save layers."""
 
 
 class SRResNet(nn.Module):
@@ -141,12 +147,15 @@ class SRResNet(nn.Module):
         Raises:
             ValueError: batch normalization in training mode, where a tile would depend on what is beside it.
         """
+        self._refuse_batch_statistics()
+        return self
+
+    def _refuse_batch_statistics(self) -> None:
         if self.norm == "batch" and self.training:
             raise ValueError(
                 "SRResNet: expected eval mode to upscale with norm='batch', found training mode, in which each tile "
                 "would be normalized by its own statistics; call network.eval() first"
             )
-        return self
 
     def forward(self, low: Tensor) -> Tensor:
         """(n, channels, *size) in unit intensity to (n, channels, *size * factor), float32."""
@@ -160,17 +169,18 @@ class SRResNet(nn.Module):
 
     def _detail(self, low: Tensor) -> Tensor:
         """What the layers make of `low`: float32, (n, channels, *size * factor)."""
-        with _float32_only(low.device):
-            kernel = self.head.weight.to(low.dtype)
-            if self.residual:
-                kernel = kernel - kernel.mean(dim=tuple(range(2, kernel.ndim)), keepdim=True)
-            features = _convolve(low, kernel, _as(low, self.head.bias))
+        features: Tensor = self.upsampling(self._features(low))
+        with float32_only(low.device):
+            return convolve(features.to(low.dtype), self.tail.weight.to(low.dtype), _as(low, self.tail.bias))
+
+    def _features(self, low: Tensor) -> Tensor:
+        """What the upsampling starts from: (n, features, *size)."""
+        with float32_only(low.device):
+            features = convolve(low, self._first_kernel(low.dtype), _as(low, self.head.bias))
             features = functional.prelu(features, self.head_activation.weight.to(low.dtype))
         features = features.to(self.tail.weight.dtype)
-        features = features + self.mid(self.body(features))
-        features = self.upsampling(features)
-        with _float32_only(low.device):
-            return _convolve(features.to(low.dtype), self.tail.weight.to(low.dtype), _as(low, self.tail.bias))
+        change: Tensor = self.mid(self.body(features))
+        return features + change
 
     def _flat_answer(self, low: Tensor) -> Tensor:
         """Detail of a flat field of the size of `low`: (1, channels, *size * factor).
@@ -179,12 +189,71 @@ class SRResNet(nn.Module):
         """
         wide = [min(n, 2 * m + 1) for n, m in zip(low.shape[2:], self._margin, strict=True)]
         answer = self._detail(low.new_zeros(1, low.shape[1], *wide))
-        for axis, (n, m, f) in enumerate(zip(low.shape[2:], self._margin, self.factor, strict=True), start=2):
-            if n > 2 * m + 1:
-                cell = torch.arange(n, device=low.device)
-                cell = cell.clamp(max=m) + (cell - (n - 1 - m)).clamp(min=0)
-                answer = answer.index_select(axis, (cell[:, None] * f + cell.new_tensor(range(f))).flatten())
-        return answer
+        return center_repeated(answer, tuple(low.shape[2:]), self._margin, self.factor)
+
+    def _first_kernel(self, dtype: torch.dtype) -> Tensor:
+        """The first kernels as they are used: blind to the level where an interpolation carries it."""
+        kernel = self.head.weight.to(dtype)
+        return kernel - kernel.mean(dim=tuple(range(2, kernel.ndim)), keepdim=True) if self.residual else kernel
+
+    @torch.no_grad()
+    def stages(self, *, edges: bool = True, gain: float = 1.0, offset: float = 0.0) -> Stages:
+        """The network as it is now, cut for an engine; batch norms are folded into their convolutions.
+
+        Args:
+            edges: as in `medsr.upscaler.Staged`.
+            gain, offset: the stages make `(network(low * gain + offset) - offset) / gain`, at the same cost.
+
+        Raises:
+            ValueError: batch normalization in training mode, as `adapt`.
+        """
+        self._refuse_batch_statistics()
+        entry, last = self._entry(gain, offset, edges), self._last(gain, offset, edges)
+        body = self._body(edges)
+        steps = (stage.frozen(edges) for stage in self.upsampling if isinstance(stage, UpsamplingStage))
+        # Without the last shuffle: `last` brings it, and one slope for all channels commutes with it.
+        rise = nn.Sequential(*[part for step in steps for part in step][:-1])
+        base: nn.Module | None = None
+        if self.residual and self.norm == "batch":
+            flat = self._features(
+                self.tail.weight.new_zeros(1, self.head.in_channels, *(1,) * len(self.factor))
+            ).float()
+            base = Interpolated(self.factor, copy.deepcopy(nn.Sequential(rise, last)), flat, self._margin)
+        elif self.residual:
+            base = Interpolated(self.factor)
+        halo = tuple(map(max, self._margin, reach(self.factor))) if self.residual else self._margin
+        return Stages(entry, body, rise, last, base, halo)
+
+    def _body(self, edges: bool) -> nn.Module:
+        """Without edges, samples that cannot be right any more are left out every few blocks."""
+        layers, lost = list[nn.Module](), 0
+        for block in self.body:
+            if isinstance(block, ResidualBlock):
+                layers.append(Plus(*block.frozen(edges)))
+                lost += 2
+            if lost >= LOST_AT_ONCE and not edges:
+                layers.append(Crop(lost))
+                lost = 0
+        cropped = sum(layer.count for layer in layers if isinstance(layer, Crop))
+        return Plus(*layers, frozen(self.mid, edges=edges), crop=cropped)
+
+    def _entry(self, gain: float, offset: float, edges: bool) -> nn.Module:
+        kernel = self._first_kernel(torch.float32)
+        bias = None if self.head.bias is None else self.head.bias.float()
+        if offset and not self.residual:  # where an interpolation carries the level, the kernels do not see it
+            seen = kernel.flatten(1).sum(1) * offset
+            bias = seen if bias is None else bias + seen
+        return nn.Sequential(Frozen(kernel * gain, bias, edges=edges), leaky(self.head_activation))
+
+    def _last(self, gain: float, offset: float, edges: bool) -> nn.Module:
+        kernel = self.tail.weight.float() / gain
+        bias = None if self.tail.bias is None else self.tail.bias.float() / gain
+        if offset and not self.residual:
+            level = kernel.new_full((self.tail.out_channels,), -offset / gain)
+            bias = level if bias is None else bias + level
+        last = prime_stages(self.factor)[-1]
+        multiple = tuple(f // s for f, s in zip(self.factor, last, strict=True))
+        return FoldedTail(kernel, bias, last, multiple=multiple, edges=edges)
 
 
 class ResidualBlock(nn.Module):
@@ -201,6 +270,10 @@ class ResidualBlock(nn.Module):
         change: Tensor = self.second(self.activation(self.first(features)))
         return features + change
 
+    def frozen(self, edges: bool) -> list[nn.Module]:
+        """The layers without the plus, frozen."""
+        return [frozen(self.first, edges=edges), leaky(self.activation), frozen(self.second, edges=edges)]
+
 
 class UpsamplingStage(nn.Module):
     """Convolution to prod(factor) times the features, pixel shuffle, PReLU."""
@@ -214,9 +287,13 @@ class UpsamplingStage(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, features, *size) to (n, features, *size * factor)."""
-        wide = _convolve(features, self.conv.weight, self.conv.bias)
+        wide = convolve(features, self.conv.weight, self.conv.bias)
         fine: Tensor = self.activation(pixel_shuffle(wide, self.factor))
         return fine
+
+    def frozen(self, edges: bool) -> list[nn.Module]:
+        """The layers, frozen; the shuffle last, with which a shared slope commutes."""
+        return [frozen(self.conv, edges=edges), leaky(self.activation), Shuffle(self.factor)]
 
 
 def _checked(factor: Factor, norm: str, smallest: int, kernels: tuple[int, int]) -> Factor:
@@ -261,51 +338,9 @@ def _normed(dims: int, features: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _convolve(low: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolution with repeated edges, same size."""
-    padded = _with_edges(low, [width // 2 for width in kernel.shape[2:]])
-    return functional.conv2d(padded, kernel, bias) if kernel.ndim == 4 else functional.conv3d(padded, kernel, bias)
-
-
 def _as(low: Tensor, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.to(low.dtype)
 
 
-def _with_edges(low: Tensor, radii: list[int]) -> Tensor:
-    """The first and last sample of each axis repeated `radii` times."""
-    if not torch.compiler.is_compiling():
-        return functional.pad(low, [r for r in reversed(radii) for _ in range(2)], mode="replicate")
-    # the compiler of torch 2.13 fails where a replicating pad follows a pixel shuffle; joined slices it takes
-    for axis, radius in enumerate(radii, start=2):
-        if radius:
-            shape = list(low.shape)
-            shape[axis] = radius
-            first, last = low.narrow(axis, 0, 1), low.narrow(axis, low.shape[axis] - 1, 1)
-            low = torch.cat([first.expand(shape), low, last.expand(shape)], axis)
-    return low
-
-
 def _kaiming_(weight: Tensor, slope: float = 0.25) -> Tensor:
     return nn.init.kaiming_normal_(weight, a=slope)
-
-
-def _float32_only(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast inside, and no TF32 on CUDA: both keep 11 bits of a level, and a scan has up to 16."""
-    if device.type == "cuda" and not torch.compiler.is_compiling():
-        return _without_tf32()
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    modern = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later; its old switch must not be mixed in
-    switch, name, off = (modern, "fp32_precision", "ieee") if modern else (torch.backends.cudnn, "allow_tf32", False)
-    before = getattr(switch, name)
-    setattr(switch, name, off)
-    try:
-        with torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        setattr(switch, name, before)

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from medsr.training.losses import Adversary, Loss
+from medsr.training.losses import Adversary, Loss, features_apart
 
 __all__ = ["Learn", "NotFiniteError", "alternate", "learner"]
 
 Learn = Callable[[Iterable[Tensor]], Tensor]
 Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+class Judge(Protocol):
+    """A discriminator that shows its activations, and gives its verdict on them."""
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Activations of each layer."""
+        ...
+
+    def verdict(self, features: list[Tensor]) -> Tensor:
+        """Logits from them."""
+        ...
 
 
 class NotFiniteError(ArithmeticError):
@@ -48,6 +61,7 @@ def alternate(
     adversary: Adversary,
     adversarial_weight: float,
     other_loss: Loss | None,
+    matching: float = 0.0,
     learn_discriminator: Learn,
     learn_generator: Learn,
 ) -> tuple[Tensor, Tensor]:
@@ -56,6 +70,7 @@ def alternate(
     Args:
         pairs: what the generator is given and what is real, once for each batch whose gradients are added up.
         other_loss: what else the generator minimizes, of its output and the real (pixel and content loss).
+        matching: weight of the difference of the discriminator's own features; above 0 it has to have them.
 
     Returns:
         The discriminator's and the generator's loss.
@@ -79,14 +94,29 @@ def alternate(
         for low, high in pairs:
             fake = generator(low) if kept is None else kept
             loss = torch.zeros((), device=fake.device) if other_loss is None else other_loss(fake, high)
-            if adversarial_weight > 0:
-                fake_logits = discriminator(fake)
+            if adversarial_weight > 0 or matching > 0:
+                found, fake_logits = _looked_at(discriminator, fake, features=matching > 0)
                 with torch.no_grad():
-                    real_logits = discriminator(high) if adversary.compares else torch.zeros_like(fake_logits)
-                loss = loss + adversarial_weight * adversary.g_loss(real_logits, fake_logits)
+                    seen = adversary.compares or matching > 0
+                    wanted, real_logits = (
+                        _looked_at(discriminator, high, features=matching > 0) if seen else ([], fake_logits)
+                    )
+                if adversarial_weight > 0:
+                    loss = loss + adversarial_weight * adversary.g_loss(real_logits, fake_logits)
+                if matching > 0:
+                    loss = loss + matching * features_apart(found, wanted)
             yield share * loss
 
     discriminator.requires_grad_(False)  # Frozen: the gradient flows through it to the generator, not into it.
     g_loss = learn_generator(generator_losses())
     discriminator.requires_grad_(True)
     return d_loss, g_loss
+
+
+def _looked_at(discriminator: nn.Module, images: Tensor, *, features: bool) -> tuple[list[Tensor], Tensor]:
+    """The discriminator's features, where they are asked for, and its logits, from one pass."""
+    if not features:
+        return [], discriminator(images)
+    judge = cast("Judge", discriminator)
+    found = judge.features(images)
+    return found, judge.verdict(found)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from medsr.recipe import ContentLoss
 from medsr.training.features import Lite0, Vgg19
-from medsr.training.losses import Loss
+from medsr.training.losses import Loss, features_apart
 
 __all__ = ["DiscriminatorMatching", "FeatureMatching", "content_of"]
 
@@ -50,11 +50,7 @@ class DiscriminatorMatching:
         with torch.no_grad():
             wanted = self._discriminator.features(high)
         found = self._discriminator.features(estimate)
-        parts = [
-            functional.l1_loss(f.float(), w.float()) / w.float().abs().mean().clamp_min(1e-6)
-            for f, w in zip(found, wanted, strict=True)
-        ]
-        return torch.stack(parts).mean()
+        return features_apart(found, wanted)
 
 
 class FeatureMatching:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -143,6 +144,19 @@ def pixel_loss_of(name: Literal["l1", "mse"]) -> Loss:
     """Mean absolute or mean squared difference of two tensors of equal shape, in float32."""
     difference = functional.l1_loss if name == "l1" else functional.mse_loss
     return lambda estimate, high: difference(estimate.float(), high.float())
+
+
+def features_apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Mean absolute difference of activations, each layer relative to the mean size of the wanted ones.
+
+    References:
+        T.-C. Wang et al.: High-resolution image synthesis, CVPR 2018, doi:10.1109/CVPR.2018.00917, equation 4.
+    """
+    parts = [
+        functional.l1_loss(f.float(), w.float()) / w.float().abs().mean().clamp_min(1e-6)
+        for f, w in zip(found, wanted, strict=True)
+    ]
+    return torch.stack(parts).mean()
 
 
 def _softplus(logits: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -21,6 +21,7 @@ from medsr.training.losses import Loss, adversary_of, pixel_loss_of
 
 __all__ = ["AdversarialPhase", "Phase", "PixelPhase", "build_discriminator", "scheduled"]
 
+Network = TypeVar("Network", bound=nn.Module)
 PhaseName = Literal["pixel", "adversarial"]
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -41,7 +42,7 @@ class PixelPhase(LightningModule):
     def __init__(self, recipe: Recipe, network: SRResNet) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.network = network
+        self.network = packed(network)
         self.recipe = recipe
         self.steps = recipe.training.pixel_steps
         self.figures: dict[str, float] = {}
@@ -90,8 +91,8 @@ class AdversarialPhase(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         method = cast("SrganRecipe", recipe.method)
-        self.network = network
-        self.discriminator = build_discriminator(method, recipe.data.patch)
+        self.network = packed(network)
+        self.discriminator = packed(build_discriminator(method, recipe.data.patch))
         self.recipe = recipe
         self.steps = recipe.training.adversarial_steps
         self.figures: dict[str, float] = {}
@@ -99,7 +100,9 @@ class AdversarialPhase(LightningModule):
         self._adversary = adversary_of(method.adversary)
         self._adversarial_weight = method.adversarial_weight
         # A feature network stays out of the module's parameters: it is neither averaged, nor saved, nor learned.
-        content = content_of(method.content, discriminator=self.discriminator, gray=gray)
+        own = method.content.kind == "discriminator"
+        self._matching = method.content.weight if own else 0.0
+        content = None if own else content_of(method.content, discriminator=self.discriminator, gray=gray)
         self._other: Loss = _weighted(pixel_loss_of(method.pixel_loss), method.pixel_weight, content)
 
     def configure_optimizers(self) -> list[Optimizer]:
@@ -122,6 +125,7 @@ class AdversarialPhase(LightningModule):
             adversary=self._adversary,
             adversarial_weight=self._adversarial_weight,
             other_loss=self._other,
+            matching=self._matching,
             learn_discriminator=learner(cast("Optimizer", d_optimizer), self.manual_backward),
             learn_generator=learner(cast("Optimizer", g_optimizer), self.manual_backward),
         )
@@ -143,6 +147,14 @@ def build_discriminator(method: SrganRecipe, patch: tuple[int, ...]) -> SrganDis
         return PatchDiscriminator(dims, features=features, patch=patch, norm=norm)
     norm = "batch" if method.discriminator_norm == "auto" else method.discriminator_norm
     return SrganDiscriminator(dims, features=features, norm=norm)
+
+
+def packed(network: Network) -> Network:
+    """The network with the channels of its 2D kernels side by side in memory, which convolutions on every device are
+    fastest with; the numbers are the same up to rounding."""
+    planar = any(isinstance(part, nn.Conv2d) for part in network.modules())
+    # torch's own types leave this form of `to` out
+    return network.to(memory_format=torch.channels_last) if planar else network  # type: ignore[call-overload]
 
 
 def scheduled(schedule: Literal["constant", "cosine", "halve"], done: float) -> float:

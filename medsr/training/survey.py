@@ -129,7 +129,7 @@ def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
 
 def _input(source: Source, facts: Facts) -> TrainingInput:
     name = hashlib.sha256(source.path.name.encode()).hexdigest()[:16]
-    return TrainingInput(name_hash=name, sha256=input_digest(source.files), shape=facts.shape)
+    return TrainingInput(name_hash=name, sha256=input_digest(source), shape=facts.shape)
 
 
 def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, Facts]:

@@ -1,0 +1,320 @@
+"""prepare: what the work on one scan is: its engine, tiles, shards, memory, and what decides its bytes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medsr.engines import EngineChoice, EngineName, choose_engine
+from medsr.io import Source, omezarr, read_scan
+from medsr.io.digest import input_digest
+from medsr.io.lazy import KEEP_BYTES_MOST
+from medsr.io.places import Place
+from medsr.plan import BASE_BYTES, MemoryTooSmallError, Plan, plan, torch_device
+from medsr.scan import Grid, Scan
+from medsr.streaming import Room, ShardJob
+from medsr.upscaler import Upscaler, describe, fingerprint
+from medsr.upscaling import result_scan
+from medsr.version import __version__
+
+__all__ = ["OutputOptions", "Prepared", "Setting", "cache_bytes", "documents", "identity", "prepare", "shard_job"]
+
+Check = Callable[[Scan], Sequence[str]]
+
+MOST_LOSS = 1.25
+"""Samples read over samples kept, up to which a shard is large enough for a method's halo."""
+
+MOST_WRITERS = 8
+"""Threads of a process that compress and write; more wait for the disk."""
+
+
+class OutputOptions(BaseModel):
+    """How scans are read and results are stored; what `medsr upscale --set key=value` sets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chunk: tuple[int, ...] | None = Field(None, description="samples of a chunk along the last axes")
+    shard: tuple[int, ...] | None = Field(None, description="samples of a shard, whole chunks: the unit of recovery")
+    tile: tuple[int, ...] | None = Field(None, description="coarse samples of a compute tile, instead of choosing")
+    series: str | int | None = Field(None, description="which series of files that hold several")
+    stack: bool = Field(False, description="take files with plain running numbers as the planes of one stack")
+    black: float | None = Field(None, description="stored value of 0, instead of what the file says")
+    white: float | None = Field(None, description="stored value of 1, instead of what the file says")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is the same for every scan of a batch.
+
+    Attributes:
+        memory: bytes of one process.
+        processes: on one machine, which share its cores.
+        engine, tolerance: as in `choose_engine`.
+        check: asked for doubts about a scan; its lines become warnings.
+    """
+
+    upscaler: Upscaler
+    options: OutputOptions
+    memory: int
+    processes: int
+    device: str
+    engine: EngineName
+    tolerance: float | None
+    check: Check | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The work on one scan.
+
+    Attributes:
+        source, scan: what is read.
+        upscaler: adapted to the scan.
+        chosen, engine: how it is computed.
+        levels: what is written.
+        room: how far the stages may run apart.
+        settings: what of this an interrupted run must keep; plain JSON.
+        held_bytes: estimated most memory of a process.
+        device: "cpu" or "cuda", where it was prepared for.
+        notes: what the engine showed, for the user.
+    """
+
+    source: Source
+    scan: Scan
+    upscaler: Upscaler
+    chosen: Plan
+    engine: EngineChoice
+    levels: tuple[omezarr.Level, ...]
+    room: Room
+    settings: dict[str, Any]
+    held_bytes: int
+    device: str
+    notes: tuple[str, ...]
+
+
+def prepare(source: Source, setting: Setting, settings: Mapping[str, Any] | None = None) -> Prepared:
+    """Open a scan and decide how it is computed.
+
+    Args:
+        source: the scan.
+        setting: of the batch.
+        settings: those of an interrupted run, which are kept; None: chosen.
+
+    Raises:
+        ScanError: it cannot be read.
+        MemoryTooSmallError, ValueError: as `plan` and `plan_levels`.
+    """
+    options = setting.options
+    scan = read_scan(source, series=options.series)
+    if options.black is not None or options.white is not None:
+        black = scan.intensity.black if options.black is None else options.black
+        white = scan.intensity.white if options.white is None else options.white
+        scan = replace(scan, intensity=replace(scan.intensity, black=black, white=white))
+    doubts = () if setting.check is None else tuple(setting.check(scan))
+    scan = replace(scan, warnings=(*scan.warnings, *_precision(scan), *doubts))
+    upscaler = setting.upscaler.adapt(scan)
+    factor = scan.grid.pad_factor(upscaler.factor)
+    shape = tuple(n * f for n, f in zip(scan.shape, factor, strict=True))
+    grid = scan.grid.refine(upscaler.factor)
+    work = setting.memory - BASE_BYTES - cache_bytes(setting.memory)
+    notes: list[str] = []
+    if settings is None:
+        engine = choose_engine(
+            scan,
+            upscaler,
+            engine=setting.engine,
+            tolerance=setting.tolerance,
+            device=setting.device,
+            note=notes.append,
+        )
+        reach = tuple(
+            h * f for h, f in zip((0,) * (len(factor) - len(upscaler.halo)) + tuple(upscaler.halo), factor, strict=True)
+        )
+        levels = _levels(shape, grid, options, scan, work, reach=reach)
+    else:
+        engine = EngineChoice(**settings["engine"])
+        levels = omezarr.plan_levels(shape, grid, chunk=settings["chunk"], shard=settings["shard"])
+    chosen, room = _planned(scan, upscaler, levels, setting, engine=engine, factor=factor, work=work)
+    if settings is not None:
+        chosen = replace(chosen, tile=tuple(settings["tile"]), strip=tuple(settings["strip"]), batch=settings["batch"])
+    kept = {
+        "chunk": list(levels[0].chunk),
+        "shard": list(levels[0].shard),
+        "tile": list(chosen.tile),
+        "strip": list(chosen.strip),
+        "batch": chosen.batch,
+        "engine": asdict(engine),
+    }
+    held = setting.memory - work + _beside(levels, scan, room) + chosen.bytes_per_tile
+    return Prepared(
+        source,
+        scan,
+        upscaler,
+        chosen,
+        engine,
+        levels,
+        room,
+        settings=kept,
+        held_bytes=held,
+        device=torch_device(setting.device).type,
+        notes=tuple(notes),
+    )
+
+
+def _planned(
+    scan: Scan,
+    upscaler: Upscaler,
+    levels: tuple[omezarr.Level, ...],
+    setting: Setting,
+    *,
+    engine: EngineChoice,
+    factor: tuple[int, ...],
+    work: int,
+) -> tuple[Plan, Room]:
+    """The tiles, and how far apart the stages may run by the budget."""
+    block = tuple(math.ceil(s / f) for s, f in zip(levels[0].shard, factor, strict=True))
+    on_card = torch_device(setting.device).type == "cuda"
+    most = min(MOST_WRITERS, max(2, (os.cpu_count() or 1) // setting.processes))
+    for room in (*(Room(n, n + 1, 2) for n in range(most, 0, -1)), Room(1, 1, 1)):
+        beside = _beside(levels, scan, room)
+        if beside > work // 3 and room != Room(1, 1, 1):
+            continue
+        try:
+            chosen = plan(
+                scan,
+                upscaler,
+                memory=None if on_card else BASE_BYTES + work - beside,
+                device=setting.device,
+                tile=setting.options.tile,
+                block=block,
+                engine=engine,
+                waiting=2 * room.writers + 1,
+            )
+        except MemoryTooSmallError as error:
+            too_small = error
+        else:
+            return chosen, room
+    raise too_small
+
+
+def _levels(
+    shape: tuple[int, ...], grid: Grid, options: OutputOptions, scan: Scan, work: int, *, reach: tuple[int, ...]
+) -> tuple[omezarr.Level, ...]:
+    """Levels whose shards suit the method and the budget.
+
+    A shard is computed with its halo around it: `reach` fine samples on either side, for each axis. While much is lost
+    by that, shards are doubled along the axis that loses most, and halved along the one that loses least where the
+    budget allows no larger ones. Where even the first are too large beside the computation they are halved.
+    """
+    levels = omezarr.plan_levels(shape, grid, chunk=options.chunk, shard=options.shard)
+    if options.shard is not None:
+        return levels
+    chunk, axes = levels[0].chunk, range(len(shape))
+
+    def made(shard: Sequence[int]) -> tuple[omezarr.Level, ...]:
+        return omezarr.plan_levels(shape, grid, chunk=chunk, shard=shard)
+
+    def half(shard: Sequence[int], axis: int) -> tuple[int, ...]:
+        chunks = math.ceil(shard[axis] / chunk[axis] / 2)
+        return tuple(chunks * chunk[i] if i == axis else s for i, s in enumerate(shard))
+
+    def losses(shard: Sequence[int]) -> list[float]:
+        return [1 + 2 * r / s if s < n else 1.0 for r, s, n in zip(reach, shard, shape, strict=True)]
+
+    while _beside(levels, scan, Room(1, 1, 1)) > work // 4:
+        shard = levels[0].shard
+        large = [i for i in axes if shard[i] > chunk[i]]
+        if not large:
+            break
+        levels = made(half(shard, large[0]))
+    while math.prod(losses(levels[0].shard)) > MOST_LOSS:
+        shard, lost = levels[0].shard, losses(levels[0].shard)
+        worst = max(axes, key=lambda i: lost[i])
+        larger = tuple(2 * s if i == worst else s for i, s in enumerate(shard))
+        if _beside(made(larger), scan, Room(2, 3, 2)) > work // 4:
+            cheap = [i for i in axes if i != worst and shard[i] > chunk[i]]
+            if not cheap:
+                break
+            larger = half(larger, min(cheap, key=lambda i: (losses(half(larger, i))[i], -shard[i])))
+        if math.prod(losses(larger)) >= math.prod(lost):
+            break
+        levels = made(larger)
+    return levels
+
+
+def _beside(levels: Sequence[omezarr.Level], scan: Scan, room: Room) -> int:
+    """What is held beside the tiles: shards being filled, and their bytes being written."""
+    stored = min(math.prod(levels[0].shard), math.prod(levels[0].shape)) * scan.intensity.dtype.itemsize
+    return (room.shards + room.writers) * stored
+
+
+def _precision(scan: Scan) -> tuple[str, ...]:
+    """A warning where float32, in which methods compute, is coarser than the stored values."""
+    dtype = scan.intensity.dtype
+    span = abs(scan.intensity.white - scan.intensity.black)
+    if dtype.itemsize > (4 if dtype.kind == "f" else 2) and (dtype.kind == "f" or span > 1 << 22):
+        return (f"{dtype} values are computed in float32, which keeps about seven digits of black to white",)
+    return ()
+
+
+def cache_bytes(memory: int) -> int:
+    """What the readers may keep of decoded samples: a quarter of what the interpreter leaves, at most 512 MiB."""
+    return int(min(max(0, memory - BASE_BYTES) // 4, KEEP_BYTES_MOST))
+
+
+def identity(prepared: Prepared, setting: Setting) -> dict[str, Any]:
+    """What decides the bytes of a result, and must be the same when it is gone on with; plain JSON."""
+    scan, upscaler, options = prepared.scan, prepared.upscaler, setting.options
+    return {
+        "version": __version__,
+        "input_sha256": input_digest(prepared.source),
+        "series": options.series,
+        "method": describe(upscaler),
+        "method_sha256": fingerprint(upscaler),
+        "factor": list(upscaler.factor),
+        "black": scan.intensity.black,
+        "white": scan.intensity.white,
+        "padding": None if scan.intensity.padding is None else list(scan.intensity.padding),
+        "chunk": None if options.chunk is None else list(options.chunk),
+        "shard": None if options.shard is None else list(options.shard),
+        "engine": setting.engine,
+        "tolerance": setting.tolerance,
+        "device": prepared.device,
+    }
+
+
+def documents(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, bytes]:
+    """The metadata of the result by key; `job` is kept in it, to know the result again."""
+    result = result_scan(prepared.scan, prepared.upscaler, prepared.scan.data, engine=prepared.engine)
+    return omezarr.metadata(
+        prepared.levels,
+        intensity=result.intensity,
+        name=prepared.source.name,
+        factor=prepared.chosen.factor,
+        attributes={
+            "history": list(result.history),
+            "warnings": list(prepared.scan.warnings),
+            "job": {**job, "settings": prepared.settings},
+        },
+    )
+
+
+def shard_job(prepared: Prepared, setting: Setting, target: Place) -> ShardJob:
+    """What the processes that fill the shards are told."""
+    return ShardJob(
+        prepared.source,
+        setting.options.series,
+        prepared.scan.intensity,
+        prepared.upscaler,
+        prepared.chosen,
+        target,
+        prepared.levels,
+        setting.device,
+        prepared.engine,
+        prepared.room,
+    )

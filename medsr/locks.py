@@ -1,0 +1,52 @@
+"""lock, turn: one process at a time at a folder (POSIX)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+__all__ = ["TakenError", "lock", "turn"]
+
+
+class TakenError(ValueError):
+    """Another process is at it."""
+
+
+def lock(stream: IO[str], owned: Path, *, shared: bool = False, keep_open: bool = False) -> None:
+    """Hold a file for this process until it is closed or the process ends (POSIX; elsewhere no lock).
+
+    `shared` holds beside others that do so too. A file system without locks gives none: what is written there is safe
+    without them, twice the work at worst.
+
+    Raises:
+        TakenError: another process holds it; the file is closed unless `keep_open`. `owned` is what the message
+            names.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return
+        if not keep_open:
+            stream.close()
+        raise TakenError(f"{owned}: another process is writing here; wait for it or use another --out") from None
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """One process at a time inside, the others wait (POSIX)."""
+    with path.open("a") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        yield
