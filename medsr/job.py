@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medsr.engines import EngineChoice, EngineName, choose_engine
+from medsr.engines import REFERENCE, EngineChoice, EngineName, choose_engine
 from medsr.io import Source, omezarr, read_scan
 from medsr.io.digest import input_digest
 from medsr.io.lazy import KEEP_BYTES_MOST
@@ -139,7 +139,14 @@ def prepare(source: Source, setting: Setting, settings: Mapping[str, Any] | None
     else:
         engine = EngineChoice(**settings["engine"])
         levels = omezarr.plan_levels(shape, grid, chunk=settings["chunk"], shard=settings["shard"])
-    chosen, room = _planned(scan, upscaler, levels, setting, engine=engine, factor=factor, work=work)
+    try:
+        chosen, room = _planned(scan, upscaler, levels, setting, engine=engine, factor=factor, work=work)
+    except MemoryTooSmallError:
+        if engine == REFERENCE or settings is not None:
+            raise
+        notes.append(f"{engine}: does not fit into the memory; {REFERENCE} is taken")
+        engine = REFERENCE
+        chosen, room = _planned(scan, upscaler, levels, setting, engine=engine, factor=factor, work=work)
     if settings is not None:
         chosen = replace(chosen, tile=tuple(settings["tile"]), strip=tuple(settings["strip"]), batch=settings["batch"])
     kept = {

@@ -311,6 +311,14 @@ def test_the_fixed_line_of_a_recipe_is_kept_for_scans_with_another(tmp_path: Pat
     loaded = load_upscaler(tmp_path / "fixed.ckpt")
     assert loaded.adapt(on_line) is loaded
     assert "black 0 white 4000" in describe(loaded)
+    converting = loaded.adapt(scan)
+    assert fingerprint(converting) != fingerprint(loaded), "the line decides the numbers, too"
+    low, stages = torch.rand(1, 1, 9, 11, generator=torch.Generator().manual_seed(0)), converting.stages()
+    with torch.inference_mode():
+        composed = stages.last(stages.rise(stages.body(stages.entry(low))))
+        composed = composed if stages.base is None else composed + stages.base(low)
+        torch.testing.assert_close(composed, converting(low), atol=1e-5, rtol=0)
+        assert not torch.allclose(composed, loaded(low), atol=1e-4)
 
 
 def test_a_trained_upscaler_goes_to_another_process_and_names_its_weights(saved: Path) -> None:

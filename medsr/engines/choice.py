@@ -33,8 +33,8 @@ class EngineChoice:
     def __str__(self) -> str:
         if self.name == "torch":
             return "engine torch float32, the reference"
-        allowed = f"{self.deviation:.2g} of {self.tolerance:.3g} gray levels allowed"
-        return f"engine {self.name} {self.precision}, deviation at most {allowed}"
+        seen = f"deviation on tiles of the scan {self.deviation:.2g} gray levels, {self.tolerance:.3g} allowed"
+        return f"engine {self.name} {self.precision}, {seen}"
 
 
 REFERENCE = EngineChoice("torch", "float32", 0.0, 0.0)
