@@ -278,6 +278,11 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """A hook of torch: by default its compiler would be imported, for a second, only to be told to stay away."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, (tuple, list)) else (result,):

@@ -229,7 +229,7 @@ def test_names():
     assert ENGINES == ("auto", "torch", "compiled", "openvino")
     assert str(REFERENCE) == "engine torch float32, the reference"
     choice = EngineChoice("openvino", "bfloat16", 3.1415, 65.535)
-    assert str(choice) == "engine openvino bfloat16, deviation at most 3.1 of 65.5 gray levels allowed"
+    assert str(choice) == "engine openvino bfloat16, deviation on tiles of the scan 3.1 gray levels, 65.5 allowed"
 
 
 def test_openvino_sends_no_telemetry():
