@@ -162,7 +162,11 @@ class TrainingRecipe(Part):
     patience: int | None = Field(
         None, ge=1, description="validations without a better PSNR before the pixel phase stops early; none: never"
     )
-    loader_workers: int = Field(0, ge=0, description="processes that read patches; 0: the training process")
+    loader_workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that read patches; 0: this one; none: 0 on a CPU, up to 8 for a GPU",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU if there is one; for several GPUs or machines start with torchrun"
     )

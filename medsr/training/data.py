@@ -23,12 +23,24 @@ from medsr.recipe import DataRecipe, IntensityRule, Recipe
 from medsr.scan import LazyArray, Region, Scan
 from medsr.transforms import RandDegraded, RandPatchd
 
-__all__ = ["PatchDataset", "PatchLoader", "PatchSampler", "Portion", "Shelf", "patch_transforms", "window_of"]
+__all__ = [
+    "PatchDataset",
+    "PatchLoader",
+    "PatchSampler",
+    "Portion",
+    "Shelf",
+    "loader_workers",
+    "patch_transforms",
+    "window_of",
+]
 
 log = logging.getLogger("medsr.training")
 
 Draw = tuple[int, int]
 Pair = tuple[Tensor, Tensor]
+
+MOST_LOADERS = 8
+"""Processes that read patches for one GPU, where the recipe names no number."""
 
 WIDEST_MARGIN = 64
 """Coarse samples read around a patch at most; beyond, the kernels of a microscope or detector hold next to nothing."""
@@ -66,7 +78,7 @@ class Shelf:
     def __init__(self, recipe: Recipe, *, budget: int | None = None) -> None:
         self._series: str | int | None = recipe.data.series
         self._rule: IntensityRule = recipe.intensity
-        sharers = max(1, recipe.training.loader_workers) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        sharers = max(1, loader_workers(recipe)) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._budget = int(psutil.virtual_memory().available) // 4 // sharers if budget is None else budget
         self._scans: OrderedDict[Portion, Scan] = OrderedDict()
         self._owner = os.getpid()
@@ -231,6 +243,17 @@ def patch_transforms(recipe: Recipe, spacings: Sequence[tuple[float | None, ...]
             transforms.append(RandRotate90d("high", prob=0.5, max_k=1, spatial_axes=plane))
     transforms.append(RandDegraded("high", recipe.degradation, factor, margin=margin))
     return transforms
+
+
+def loader_workers(recipe: Recipe) -> int:
+    """Processes that read patches: as the recipe says, else none on a CPU, and for a GPU its share of the cores."""
+    said = recipe.training.loader_workers
+    if said is not None:
+        return said
+    if recipe.training.device == "cpu" or not torch.cuda.is_available():
+        return 0
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MOST_LOADERS, max(1, cores - 1))
 
 
 def window_of(largest: int) -> int:

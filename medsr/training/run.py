@@ -18,7 +18,15 @@ from medsr.methods.srresnet import SRResNet
 from medsr.recipe import Recipe, SrganRecipe
 from medsr.training.alternation import NotFiniteError
 from medsr.training.callbacks import Averaged, Keeper, RandomNumbers, Validation
-from medsr.training.data import PatchDataset, PatchLoader, PatchSampler, Shelf, patch_transforms, window_of
+from medsr.training.data import (
+    PatchDataset,
+    PatchLoader,
+    PatchSampler,
+    Shelf,
+    loader_workers,
+    patch_transforms,
+    window_of,
+)
 from medsr.training.engine import Place, build_trainer, find_place, quiet
 from medsr.training.errors import TrainingError
 from medsr.training.phases import AdversarialPhase, Phase, PhaseName, PixelPhase
@@ -229,7 +237,7 @@ def _build_phase(run: Run, name: PhaseName, number: int, *, begun: bool) -> tupl
         rank=run.place.rank,
         world=run.place.world,
     )
-    loader = PatchLoader(dataset, sampler, workers=training.loader_workers, pin=run.place.device.type == "cuda")
+    loader = PatchLoader(dataset, sampler, workers=loader_workers(recipe), pin=run.place.device.type == "cuda")
     network = build_network(recipe.method) if begun else _first_weights(run, name)
     if name == "pixel":
         return PixelPhase(recipe, network), loader
