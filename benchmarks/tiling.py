@@ -1,27 +1,26 @@
-"""2048 x 2048 to 8192 x 8192, file to disk: medsr against MONAI, same method, same machine, in turn.
+"""2048 x 2048 to 8192 x 8192, file to disk: medsr against a plain tile loop and MONAI, same method, in turn.
 
     python benchmarks/tiling.py [--size 2048] [--rounds 3]
 
-Each way runs in a process of its own, one after the other, round by round; printed are the medians of the wall time
-and of the peak resident memory above what the bare imports hold, and the ratios to medsr.
+A trivial method (cubic interpolation by 4), so that what is measured is the tiling, the writing and the memory. Only
+medsr writes a pyramid and flushes what it wrote; the plain loop writes medsr's chunks and codec, MONAI's results are
+written as their users write them. Memory is the peak above what the bare imports hold.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tifffile
+from paired import Column, answer, command_line, finish, own_process, peak_megabytes, report, run_rounds
 
-WAYS = ("medsr", "sliding_window", "zarr_merger")
+WAYS = ("medsr", "plain_loop", "sliding_window", "zarr_merger")
+COLUMNS = (Column("seconds", "seconds", ".2f", ratio=True), Column("megabytes", "peak MB", ".0f", ratio=True))
 
 
 def scan(path: Path, size: int) -> None:
@@ -34,10 +33,38 @@ def scan(path: Path, size: int) -> None:
 
 
 def run_medsr(path: Path, out: Path) -> None:
-    """medsr: tiles with an exact halo into shards."""
+    """medsr: tiles with an exact halo into shards, with a pyramid."""
     import medsr
 
-    medsr.upscale_folder(path, medsr.Cubic((4, 4)), out=out, memory=int(1.5e9), device="cpu")
+    row = medsr.upscale_folder(path, medsr.Cubic((4, 4)), out=out, memory=int(1.5e9), device="cpu").rows[0]
+    if row.status != "done":
+        raise RuntimeError(row.reason)
+
+
+def run_plain_loop(path: Path, out: Path) -> None:
+    """What one writes by hand: tiles of 256 with the halo, one step after the other, into a zarr array."""
+    import torch
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    import medsr
+
+    method, tile, factor = medsr.Cubic((4, 4)), 256, 4
+    low = torch.from_numpy(tifffile.imread(path).astype("float32"))
+    rows, columns = low.shape
+    codec = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=2)
+    shape = (rows * factor, columns * factor)
+    result = zarr.create_array(str(out / "r.zarr"), shape=shape, chunks=(256, 256), dtype="uint16", compressors=codec)
+    halo = method.halo[0]
+    for y in range(0, rows, tile):
+        for x in range(0, columns, tile):
+            top, left = max(0, y - halo), max(0, x - halo)
+            with torch.inference_mode():
+                fine = method(low[None, None, top : y + tile + halo, left : x + tile + halo])[0, 0].numpy()
+            high, wide = factor * (min(rows, y + tile) - y), factor * (min(columns, x + tile) - x)
+            kept = fine[(y - top) * factor :, (x - left) * factor :][:high, :wide]
+            kept = np.clip(np.rint(kept), 0, np.iinfo("uint16").max).astype("uint16")
+            result[y * factor : y * factor + high, x * factor : x * factor + wide] = kept
 
 
 def run_sliding_window(path: Path, out: Path) -> None:
@@ -80,57 +107,42 @@ def run_zarr_merger(path: Path, out: Path) -> None:
 
 
 def one(way: str, path: Path) -> None:
-    """One way in this process; prints its seconds and memory."""
+    """One way in this process; answers its seconds and memory."""
     import monai.inferers  # noqa: F401 imported by all, so that the bare process is the same
     import torch  # noqa: F401
 
     import medsr
 
-    medsr.Cubic((4, 4)), medsr.upscale_folder  # imported before the clock starts
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = {"medsr": run_medsr, "plain_loop": run_plain_loop, "sliding_window": run_sliding_window}
+    chosen = run.get(way, run_zarr_merger)
+    method, verb = medsr.Cubic, medsr.upscale_folder  # imported before the clock starts
+    before = peak_megabytes()
     with tempfile.TemporaryDirectory() as out:
         begun = time.perf_counter()
-        globals()[f"run_{way}"](path, Path(out))
+        chosen(path, Path(out))
         seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": seconds, "megabytes": (peak - before) / 1024}))
+    answer(seconds=seconds, megabytes=peak_megabytes() - before)
+    del method, verb
 
 
 def main() -> int:
     """Run all ways in turn and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
+    parser = command_line(__doc__, rounds=3)
+    parser.add_argument("--size", type=int, default=2048, help="rows and columns of the scan")
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "FILE"), help="used by the benchmark itself")
     arguments = parser.parse_args()
     if arguments.one:
         one(arguments.one[0], Path(arguments.one[1]))
         return 0
-    figures: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.tif"
         scan(path, arguments.size)
-        for _ in range(arguments.rounds):
-            for way in WAYS:
-                done = subprocess.run(
-                    [sys.executable, "-W", "ignore", __file__, "--one", way, str(path)], capture_output=True, text=True
-                )
-                if done.returncode:
-                    print(f"{way} failed: {done.stderr.strip().splitlines()[-1]}")
-                    continue
-                figures[way].append(json.loads(done.stdout.splitlines()[-1]))
-    medians = {
-        way: {key: statistics.median(f[key] for f in rows) for key in rows[0]} for way, rows in figures.items() if rows
-    }
-    base = medians["medsr"]
-    print(f"{'way':16} {'seconds':>9} {'ratio':>7} {'peak MB':>9} {'ratio':>7}")
-    for way, row in medians.items():
-        seconds, megabytes = row["seconds"], row["megabytes"]
-        print(
-            f"{way:16} {seconds:9.2f} {seconds / base['seconds']:7.2f} {megabytes:9.0f} "
-            f"{megabytes / base['megabytes']:7.2f}"
-        )
-    return 0
+        ways = {way: partial(own_process, __file__, "--one", way, path) for way in WAYS}
+        results = run_rounds(ways, arguments.rounds)
+        size = arguments.size
+        title = f"{size}^2 to {4 * size}^2 by cubic interpolation, file to disk"
+        done = report(results, COLUMNS, base="medsr", title=title, settings=arguments)
+    return finish([done], arguments.json)
 
 
 if __name__ == "__main__":

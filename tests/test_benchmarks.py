@@ -190,3 +190,35 @@ def test_the_plain_loop_learns_what_medsr_learns(load, phase: str) -> None:
         assert math.isfinite(found)
     for one, other in zip(loop.network.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_tiling() -> None:
+    pytest.importorskip("monai")
+    done = run("tiling.py", "--size", 200, "--rounds", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(rows_of(done.stdout)) >= {"medsr", "plain_loop", "sliding_window", "zarr_merger"}
+
+
+def test_volumes_and_what_a_stop_costs() -> None:
+    done = run("volumes.py", "--gigabytes", 0.03, "--memory", "9e8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = rows_of(done.stdout)
+    assert float(rows["0.03 GB"][2]) < 900, "the budget holds"
+    assert "0.03 GB, stopped halfway and gone on" in rows
+
+
+def test_engines() -> None:
+    done = run("engines.py", "--size", 96, "--blocks", 1, "--tile", 64, "--rounds", 1, "--ways", "medsr torch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = rows_of(done.stdout)
+    assert float(rows["medsr torch"][2]) <= 1, "the plain loop and medsr write the same samples"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL to a process group is POSIX")
+def test_the_script_that_kills_catches_a_planted_fault() -> None:
+    done = run("kills.py", "--kills", 4, "--plant", "early-record", "--tear", 0)
+    assert done.returncode == 1
+    assert "FAULT" in done.stdout
+    done = run("kills.py", "--kills", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kills: every file equals" in done.stdout
