@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from medsr.engines import EngineName
+from medsr.header import GROUP, JobChangedError, changes, drop_leftovers, read_header
 from medsr.io import NoImageError, Source, find_all, omezarr
 from medsr.io.places import Folder, Place, place
-from medsr.job import Check, OutputOptions, Prepared, Setting, cache_bytes, documents, identity, prepare, shard_job
+from medsr.job import Check, OutputOptions, Prepared, Setting, cache_bytes, documents, prepare, shard_job
+from medsr.locks import TakenError
 from medsr.plan import BASE_BYTES, default_memory, torch_device
-from medsr.progress import JobChangedError, Progress, begun_settings, drop_leftovers, open_progress
+from medsr.progress import Progress, open_progress
 from medsr.rows import BatchLog, BatchReport, BatchRow
 from medsr.shards import Agenda, Share, all_tasks
 from medsr.upscaler import Upscaler, describe
@@ -28,6 +31,9 @@ __all__ = ["upscale_folder"]
 
 SMALLEST = BASE_BYTES + 50_000_000
 """Least memory of a process: the interpreter with its libraries, and something to work in."""
+
+PARENT_BYTES = 450_000_000
+"""What the process holds that leads several workers (measured: 440 MB)."""
 
 Note = Callable[[str], None]
 Tick = Callable[[str, int, int], None]
@@ -106,7 +112,8 @@ def upscale_folder(
         raise ValueError("workers: expected none beside a scheduler, which has its own; leave --workers out")
     if scheduler is None:
         torch_device(device)
-    each = (default_memory() if memory is None else memory) // workers
+    parent = PARENT_BYTES if workers > 1 else 0
+    each = ((default_memory() * workers if memory is None else memory) - parent) // workers
     if each <= SMALLEST:
         raise ValueError(
             f"memory: expected more than {SMALLEST / 1e6:.0f} MB for each worker, found {each / 1e6:.0f} MB for each "
@@ -204,7 +211,10 @@ def _reason(source: Source, error: Exception, out: Place) -> str:
 
 
 def _plan_row(source: Source, batch: _Batch) -> BatchRow:
-    work = _prepared(source, batch)
+    work = prepare(source, batch.setting, hashed=False)
+    if work is None:
+        raise RuntimeError("a batch that is not shared has no share")
+    _say(work, batch)
     scan, chosen = work.scan, work.chosen
     size = sum(prod(level.shape) for level in work.levels) * scan.intensity.dtype.itemsize
     details = {
@@ -233,11 +243,16 @@ def _plan_row(source: Source, batch: _Batch) -> BatchRow:
     return BatchRow(source.name, "planned", 0.0, reason, batch.out.child(_result(source)).name, scan.warnings, details)
 
 
-def _prepared(source: Source, batch: _Batch, settings: dict[str, Any] | None = None) -> Prepared:
-    work = batch.crew.call(prepare, source, batch.setting, settings)
-    for line in (*(f"warning: {warning}" for warning in work.scan.warnings), *work.notes):
-        batch.note(f"{source.name}: {line}")
+def _prepared(source: Source, batch: _Batch, header: dict[str, Any] | None) -> Prepared | None:
+    work = batch.crew.call(partial(prepare, share=batch.share), source, batch.setting, header)
+    if work is not None:
+        _say(work, batch)
     return work
+
+
+def _say(work: Prepared, batch: _Batch) -> None:
+    for line in (*(f"warning: {warning}" for warning in work.scan.warnings), *work.notes):
+        batch.note(f"{work.source.name}: {line}")
 
 
 def _by(sizes: Iterable[int]) -> str:
@@ -251,21 +266,35 @@ def _result(source: Source) -> str:
 def _upscale_one(source: Source, batch: _Batch) -> BatchRow:
     final = batch.out.child(_result(source))
     target = batch.out.child(_result(source) + ".part") if final.is_local else final
-    work = _prepared(source, batch, begun_settings(target))
-    job = identity(work, batch.setting)
-    if _is_there(final, job, work, overwrite=batch.overwrite):
+    _refuse_to_replace_the_scan(source, final)
+    work = _prepared(source, batch, read_header(target))
+    if work is None:
+        return BatchRow(source.name, "skipped", 0.0, f"no shard of it is of share {batch.share}", final.name)
+    there = BatchRow(source.name, "skipped", 0.0, "already there", final.name, work.scan.warnings)
+    if _is_there(final, work, overwrite=batch.overwrite):
         drop_leftovers(final)
-        return BatchRow(source.name, "skipped", 0.0, "already there", final.name, work.scan.warnings)
-    with open_progress(
-        target,
-        job,
-        settings=work.settings,
-        documents=documents(work, job),
-        share=batch.share,
-        restart=batch.overwrite,
-    ) as progress:
-        if progress.settings != work.settings:  # another share, or a call before a restart, has chosen
-            work = batch.crew.call(prepare, source, batch.setting, progress.settings)
+        return there
+    try:
+        progress = open_progress(
+            target,
+            work.identity,
+            settings=work.settings,
+            documents=documents(work),
+            share=batch.share,
+            restart=batch.overwrite,
+        )
+    except (JobChangedError, TakenError):
+        if _is_complete(final, work):  # by another process, in the meantime
+            return there
+        raise
+    with progress:
+        if _is_complete(final, work):
+            progress.discard()
+            return there
+        if progress.settings != work.settings:  # another share has begun it in the meantime
+            header = {"identity": work.identity, "settings": progress.settings}
+            work = _prepared(source, batch, header) or work
+        progress.describe(documents(work))
         waiting = _fill_share(work, progress, batch)
         if waiting:
             return BatchRow(source.name, "waiting", 0.0, waiting, final.name, work.scan.warnings)
@@ -274,28 +303,40 @@ def _upscale_one(source: Source, batch: _Batch) -> BatchRow:
     return BatchRow(source.name, "done", 0.0, "", final.name, work.scan.warnings, details)
 
 
-def _is_there(final: Place, job: dict[str, Any], work: Prepared, *, overwrite: bool) -> bool:
+def _refuse_to_replace_the_scan(source: Source, final: Place) -> None:
+    own = source.url.rstrip("/") if source.url else str(source.path.resolve())
+    other = str(final.path.resolve()) if isinstance(final, Folder) else final.name
+    if own == other or own.startswith(f"{other}/") or other.startswith(f"{own}/"):
+        raise JobChangedError(f"{final.name}: the result would take the place of the scan; use another --out")
+
+
+def _is_there(final: Place, work: Prepared, *, overwrite: bool) -> bool:
     """Whether the result is complete already.
 
     Raises:
         JobChangedError: something else has its name, or shards of it are gone, and it may not be replaced.
     """
-    stored = omezarr.stored_job(final)
-    if stored is None and (not final.is_local or not final.exists()):
-        return False
-    same = stored is not None and all(stored.get(key) == value for key, value in job.items())
-    if same and stored is not None and omezarr.is_whole(final, _stored_levels(work, stored)):
+    if _is_complete(final, work):
         return True
+    stored = omezarr.stored_job(final)
+    if stored is None and not (final.exists() if final.is_local else final.get(GROUP) is not None):
+        return False
     if not overwrite:
-        found = "has lost shards since" if same else "came from another input, method or option"
+        lost = stored is not None and not changes(stored, work.identity)
+        found = "has lost shards since" if lost else "came from another input, method or option"
         raise JobChangedError(f"{final.name}: exists and {found}; use --overwrite or another --out")
     return False
 
 
-def _stored_levels(work: Prepared, stored: dict[str, Any]) -> tuple[omezarr.Level, ...]:
-    """The levels of a result that is there, whose shards another memory budget may have made larger or smaller."""
-    settings, finest = stored.get("settings", {}), work.levels[0]
-    return omezarr.plan_levels(finest.shape, finest.grid, chunk=settings.get("chunk"), shard=settings.get("shard"))
+def _is_complete(final: Place, work: Prepared) -> bool:
+    """Whether the result of this very work is there with all its shards."""
+    stored = omezarr.stored_job(final)
+    if stored is None or changes(stored, work.identity):
+        return False
+    # Another memory budget may have made its shards larger or smaller.
+    kept, finest = stored.get("settings", {}), work.levels[0]
+    levels = omezarr.plan_levels(finest.shape, finest.grid, chunk=kept.get("chunk"), shard=kept.get("shard"))
+    return omezarr.is_whole(final, levels)
 
 
 def _fill_share(work: Prepared, progress: Progress, batch: _Batch) -> str:
@@ -311,11 +352,13 @@ def _fill_share(work: Prepared, progress: Progress, batch: _Batch) -> str:
         return ""
     if not progress.alone():
         return "its share is written; another share is still being written, and the last one completes the result"
-    rest = Agenda(work.levels, done=progress.recorded())
-    missing = rest.finest_left
+    recorded = progress.recorded()
+    missing = sum(task.level == 0 and task not in recorded for task in all_tasks(work.levels))
     if missing:
         return f"its share is written; {missing} shards of other shares are not: run those too, the last completes it"
-    _fill(work, progress, rest, batch)
+    # The others' shards count by their bytes, too; what is torn is done again here.
+    whole = own.tasks | progress.verified(work.levels, recorded - own.tasks)
+    _fill(work, progress, Agenda(work.levels, done=whole), batch)
     return ""
 
 

@@ -145,7 +145,10 @@ def _call(function: Callable[..., Result], *arguments: Any) -> Result:
         return function(*arguments)
 
 
-_open: dict[str, Scan] = {}
+KEPT_SCANS = 8
+"""Scans a worker keeps open; a run that comes back to one that was closed opens it again."""
+
+_open: dict[str, tuple[Scan, threading.Semaphore]] = {}
 _opening = threading.Lock()
 
 
@@ -160,8 +163,17 @@ def _fill(job: ShardJob, task: Task, run: str, cache_bytes: int) -> str:
         torch.set_num_threads(threads)
     with _opening:
         if run not in _open:
-            while len(_open) >= 4:  # scans that other threads are at
+            while len(_open) >= KEPT_SCANS:
                 _open.pop(next(iter(_open)))
-            _open[run] = open_scan(job)
-        scan = _open[run]
-    return fill_shard(job, task, scan, turn=_turn)
+            # So many shards are held at a time by the plan, however many threads the worker has.
+            _open[run] = open_scan(job), threading.Semaphore(job.room.shards)
+        scan, room = _open[run]
+    with room:
+        return fill_shard(job, task, scan, turn=_turn, note=_tell)
+
+
+def _tell(line: str) -> None:
+    """A line for the log of the worker, and for the client's."""
+    from distributed import get_worker
+
+    get_worker().log_event("medsr", line)

@@ -10,21 +10,26 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medsr.engines import REFERENCE, EngineChoice, EngineName, choose_engine
+from medsr.engines import REFERENCE, EngineChoice, EngineName, available, choose_engine
+from medsr.header import JOB, changes
 from medsr.io import Source, omezarr, read_scan
 from medsr.io.digest import input_digest
 from medsr.io.lazy import KEEP_BYTES_MOST
 from medsr.io.places import Place
 from medsr.plan import BASE_BYTES, MemoryTooSmallError, Plan, plan, torch_device
 from medsr.scan import Grid, Scan
+from medsr.shards import Share
 from medsr.streaming import Room, ShardJob
 from medsr.upscaler import Upscaler, describe, fingerprint
 from medsr.upscaling import result_scan
 from medsr.version import __version__
 
-__all__ = ["OutputOptions", "Prepared", "Setting", "cache_bytes", "documents", "identity", "prepare", "shard_job"]
+__all__ = ["OutputOptions", "Prepared", "Setting", "cache_bytes", "documents", "prepare", "shard_job"]
 
 Check = Callable[[Scan], Sequence[str]]
+
+ALL = Share()
+"""A batch that is not shared."""
 
 MOST_LOSS = 1.25
 """Samples read over samples kept, up to which a shard is large enough for a method's halo."""
@@ -79,8 +84,8 @@ class Prepared:
         levels: what is written.
         room: how far the stages may run apart.
         settings: what of this an interrupted run must keep; plain JSON.
+        identity: what decides the bytes of the result.
         held_bytes: estimated most memory of a process.
-        device: "cpu" or "cuda", where it was prepared for.
         notes: what the engine showed, for the user.
     """
 
@@ -92,72 +97,58 @@ class Prepared:
     levels: tuple[omezarr.Level, ...]
     room: Room
     settings: dict[str, Any]
+    identity: dict[str, Any]
     held_bytes: int
-    device: str
     notes: tuple[str, ...]
 
 
-def prepare(source: Source, setting: Setting, settings: Mapping[str, Any] | None = None) -> Prepared:
-    """Open a scan and decide how it is computed.
+def prepare(
+    source: Source,
+    setting: Setting,
+    header: Mapping[str, Any] | None = None,
+    *,
+    share: Share = ALL,
+    hashed: bool = True,
+) -> Prepared | None:
+    """Open a scan and decide how it is computed; None where no shard of it is of the share.
 
     Args:
         source: the scan.
         setting: of the batch.
-        settings: those of an interrupted run, which are kept; None: chosen.
+        header: of unfinished work. If its identity is that of this work, what was chosen then is kept.
+        share: the part of the batch that is done.
+        hashed: read the input to know it again; False leaves the identity empty.
 
     Raises:
         ScanError: it cannot be read.
-        MemoryTooSmallError, ValueError: as `plan` and `plan_levels`.
+        MemoryTooSmallError, ValueError: as `plan` and `plan_levels`; or what was chosen cannot be kept here.
     """
-    options = setting.options
-    scan = read_scan(source, series=options.series)
-    if options.black is not None or options.white is not None:
-        black = scan.intensity.black if options.black is None else options.black
-        white = scan.intensity.white if options.white is None else options.white
-        scan = replace(scan, intensity=replace(scan.intensity, black=black, white=white))
-    doubts = () if setting.check is None else tuple(setting.check(scan))
-    scan = replace(scan, warnings=(*scan.warnings, *_precision(scan), *doubts))
-    upscaler = setting.upscaler.adapt(scan)
+    scan, upscaler = _opened(source, setting)
+    own = _identity(source, scan, upscaler, setting) if hashed else {}
+    kept = header["settings"] if header is not None and not changes(header["identity"], own) else None
     factor = scan.grid.pad_factor(upscaler.factor)
     shape = tuple(n * f for n, f in zip(scan.shape, factor, strict=True))
     grid = scan.grid.refine(upscaler.factor)
     work = setting.memory - BASE_BYTES - cache_bytes(setting.memory)
-    notes: list[str] = []
-    if settings is None:
-        engine = choose_engine(
-            scan,
-            upscaler,
-            engine=setting.engine,
-            tolerance=setting.tolerance,
-            device=setting.device,
-            note=notes.append,
-        )
-        reach = tuple(
-            h * f for h, f in zip((0,) * (len(factor) - len(upscaler.halo)) + tuple(upscaler.halo), factor, strict=True)
-        )
-        levels = _levels(shape, grid, options, scan, work, reach=reach)
+    if kept is None:
+        halo = (0,) * (len(factor) - len(upscaler.halo)) + tuple(upscaler.halo)
+        reach = tuple(h * f for h, f in zip(halo, factor, strict=True))
+        levels = _levels(shape, grid, setting.options, scan, work, reach=reach)
     else:
-        engine = EngineChoice(**settings["engine"])
-        levels = omezarr.plan_levels(shape, grid, chunk=settings["chunk"], shard=settings["shard"])
+        levels = omezarr.plan_levels(shape, grid, chunk=kept["chunk"], shard=kept["shard"])
+    count = sum(1 for _ in omezarr.shard_regions(levels[0]))
+    if not any(share.owns(number, count, source.name) for number in range(count)):
+        return None
+    notes: list[str] = []
+    engine = _engine(scan, upscaler, setting, kept, notes)
     try:
-        chosen, room = _planned(scan, upscaler, levels, setting, engine=engine, factor=factor, work=work)
+        chosen, room = _planned(scan, upscaler, levels, setting, engine=engine, work=work, kept=kept)
     except MemoryTooSmallError:
-        if engine == REFERENCE or settings is not None:
+        if engine == REFERENCE or kept is not None:
             raise
         notes.append(f"{engine}: does not fit into the memory; {REFERENCE} is taken")
         engine = REFERENCE
-        chosen, room = _planned(scan, upscaler, levels, setting, engine=engine, factor=factor, work=work)
-    if settings is not None:
-        chosen = replace(chosen, tile=tuple(settings["tile"]), strip=tuple(settings["strip"]), batch=settings["batch"])
-    kept = {
-        "chunk": list(levels[0].chunk),
-        "shard": list(levels[0].shard),
-        "tile": list(chosen.tile),
-        "strip": list(chosen.strip),
-        "batch": chosen.batch,
-        "engine": asdict(engine),
-    }
-    held = setting.memory - work + _beside(levels, scan, room) + chosen.bytes_per_tile
+        chosen, room = _planned(scan, upscaler, levels, setting, engine=engine, work=work, kept=None)
     return Prepared(
         source,
         scan,
@@ -166,11 +157,57 @@ def prepare(source: Source, setting: Setting, settings: Mapping[str, Any] | None
         engine,
         levels,
         room,
-        settings=kept,
-        held_bytes=held,
-        device=torch_device(setting.device).type,
+        settings={
+            "chunk": list(levels[0].chunk),
+            "shard": list(levels[0].shard),
+            "tile": list(chosen.tile),
+            "strip": list(chosen.strip),
+            "batch": chosen.batch,
+            "engine": asdict(engine),
+        },
+        identity=own,
+        held_bytes=setting.memory - work + _beside(levels, scan, room) + chosen.bytes_per_tile,
         notes=tuple(notes),
     )
+
+
+def _opened(source: Source, setting: Setting) -> tuple[Scan, Upscaler]:
+    options = setting.options
+    scan = read_scan(source, series=options.series)
+    if options.black is not None or options.white is not None:
+        black = scan.intensity.black if options.black is None else options.black
+        white = scan.intensity.white if options.white is None else options.white
+        scan = replace(scan, intensity=replace(scan.intensity, black=black, white=white))
+    doubts = () if setting.check is None else tuple(setting.check(scan))
+    scan = replace(scan, warnings=(*scan.warnings, *_precision(scan), *doubts))
+    return scan, setting.upscaler.adapt(scan)
+
+
+def _engine(
+    scan: Scan, upscaler: Upscaler, setting: Setting, kept: Mapping[str, Any] | None, notes: list[str]
+) -> EngineChoice:
+    """The engine that is chosen now, or that of unfinished work if it runs here.
+
+    Raises:
+        ValueError: it does not run here.
+    """
+    if kept is None:
+        return choose_engine(
+            scan,
+            upscaler,
+            engine=setting.engine,
+            tolerance=setting.tolerance,
+            device=setting.device,
+            memory=setting.memory,
+            note=notes.append,
+        )
+    engine = EngineChoice(**kept["engine"])
+    reason = available(engine)
+    if reason:
+        raise ValueError(
+            f"unfinished work was begun with {engine}, which cannot run here: {reason}; or use --overwrite"
+        )
+    return engine
 
 
 def _planned(
@@ -180,13 +217,15 @@ def _planned(
     setting: Setting,
     *,
     engine: EngineChoice,
-    factor: tuple[int, ...],
     work: int,
+    kept: Mapping[str, Any] | None,
 ) -> tuple[Plan, Room]:
     """The tiles, and how far apart the stages may run by the budget."""
+    factor = scan.grid.pad_factor(upscaler.factor)
     block = tuple(math.ceil(s / f) for s, f in zip(levels[0].shard, factor, strict=True))
     on_card = torch_device(setting.device).type == "cuda"
     most = min(MOST_WRITERS, max(2, (os.cpu_count() or 1) // setting.processes))
+    tile = setting.options.tile if kept is None else tuple(kept["tile"][-len(upscaler.factor) :])
     for room in (*(Room(n, n + 1, 2) for n in range(most, 0, -1)), Room(1, 1, 1)):
         beside = _beside(levels, scan, room)
         if beside > work // 3 and room != Room(1, 1, 1):
@@ -197,14 +236,22 @@ def _planned(
                 upscaler,
                 memory=None if on_card else BASE_BYTES + work - beside,
                 device=setting.device,
-                tile=setting.options.tile,
+                tile=tile,
                 block=block,
                 engine=engine,
                 waiting=2 * room.writers + 1,
             )
+            if kept is not None and not on_card and chosen.bytes_per_tile > work - beside:
+                needed = (setting.memory - work + beside + chosen.bytes_per_tile) / 1e6
+                raise MemoryTooSmallError(
+                    f"memory: the unfinished result was begun with tiles that need {needed:,.0f} MB a worker, found "
+                    f"{setting.memory / 1e6:,.0f} MB; raise --memory, lower --workers, or --overwrite to start anew"
+                )
         except MemoryTooSmallError as error:
             too_small = error
         else:
+            if kept is not None:
+                chosen = replace(chosen, strip=tuple(kept["strip"]), batch=kept["batch"])
             return chosen, room
     raise too_small
 
@@ -255,9 +302,9 @@ def _levels(
 
 
 def _beside(levels: Sequence[omezarr.Level], scan: Scan, room: Room) -> int:
-    """What is held beside the tiles: shards being filled, and their bytes being written."""
+    """What is held beside the tiles: shards being filled; in each writer one being averaged, and its bytes twice."""
     stored = min(math.prod(levels[0].shard), math.prod(levels[0].shape)) * scan.intensity.dtype.itemsize
-    return (room.shards + room.writers) * stored
+    return (room.shards + 3 * room.writers) * stored
 
 
 def _precision(scan: Scan) -> tuple[str, ...]:
@@ -274,12 +321,12 @@ def cache_bytes(memory: int) -> int:
     return int(min(max(0, memory - BASE_BYTES) // 4, KEEP_BYTES_MOST))
 
 
-def identity(prepared: Prepared, setting: Setting) -> dict[str, Any]:
+def _identity(source: Source, scan: Scan, upscaler: Upscaler, setting: Setting) -> dict[str, Any]:
     """What decides the bytes of a result, and must be the same when it is gone on with; plain JSON."""
-    scan, upscaler, options = prepared.scan, prepared.upscaler, setting.options
+    options = setting.options
     return {
         "version": __version__,
-        "input_sha256": input_digest(prepared.source),
+        "input_sha256": input_digest(source),
         "series": options.series,
         "method": describe(upscaler),
         "method_sha256": fingerprint(upscaler),
@@ -289,14 +336,15 @@ def identity(prepared: Prepared, setting: Setting) -> dict[str, Any]:
         "padding": None if scan.intensity.padding is None else list(scan.intensity.padding),
         "chunk": None if options.chunk is None else list(options.chunk),
         "shard": None if options.shard is None else list(options.shard),
+        "tile": None if options.tile is None else list(options.tile),
         "engine": setting.engine,
         "tolerance": setting.tolerance,
-        "device": prepared.device,
+        "device": torch_device(setting.device).type,
     }
 
 
-def documents(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, bytes]:
-    """The metadata of the result by key; `job` is kept in it, to know the result again."""
+def documents(prepared: Prepared) -> dict[str, bytes]:
+    """The metadata of the result by key; its identity is kept in it, to know the result again."""
     result = result_scan(prepared.scan, prepared.upscaler, prepared.scan.data, engine=prepared.engine)
     return omezarr.metadata(
         prepared.levels,
@@ -306,7 +354,7 @@ def documents(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, bytes]:
         attributes={
             "history": list(result.history),
             "warnings": list(prepared.scan.warnings),
-            "job": {**job, "settings": prepared.settings},
+            "job": {**prepared.identity, "settings": prepared.settings},
         },
     )
 
@@ -324,4 +372,5 @@ def shard_job(prepared: Prepared, setting: Setting, target: Place) -> ShardJob:
         setting.device,
         prepared.engine,
         prepared.room,
+        target.digest(JOB) or "",
     )

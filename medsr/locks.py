@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["TakenError", "lock", "turn"]
+__all__ = ["TakenError", "lock", "lock_shared", "turn"]
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What a file system says that has no locks."""
 
 
 class TakenError(ValueError):
     """Another process is at it."""
+
+
+def lock_shared(stream: IO[str], owned: Path, *, patience_s: float = 30.0) -> None:
+    """Hold a file beside others that do so too; one that has it for itself alone is waited for, for a while.
+
+    Raises:
+        TakenError: it is not given up; the file is closed.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            lock(stream, owned, shared=True, keep_open=True)
+        except TakenError:
+            if time.monotonic() > deadline:
+                stream.close()
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def lock(stream: IO[str], owned: Path, *, shared: bool = False, keep_open: bool = False) -> None:
@@ -32,8 +56,10 @@ def lock(stream: IO[str], owned: Path, *, shared: bool = False, keep_open: bool 
     try:
         fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+        if error.errno in NO_LOCKS:
             return
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
         if not keep_open:
             stream.close()
         raise TakenError(f"{owned}: another process is writing here; wait for it or use another --out") from None

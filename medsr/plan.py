@@ -95,6 +95,7 @@ def plan(
     engine: EngineChoice | None = None,
     most_batch: int = 64,
     waiting: int = 0,
+    alone: bool = False,
 ) -> Plan:
     """Choose the compute tile: the largest that fits the budget; where it is small, several at a time.
 
@@ -109,6 +110,7 @@ def plan(
         engine: how the network is run, from `choose_engine`; None: as it stands.
         most_batch: tiles computed together, at most.
         waiting: estimates of earlier calls that are held beside this one, on a CPU.
+        alone: tiles are read without a halo, each as a scan of its own: to measure an engine.
 
     Raises:
         MemoryTooSmallError: not even a tile of 8 samples a side fits; the message names the bytes needed.
@@ -117,7 +119,9 @@ def plan(
     dims = len(upscaler.factor)
     factor = scan.grid.pad_factor(upscaler.factor)
     halo = (0,) * (len(factor) - dims) + tuple(upscaler.halo)
-    if scan.intensity.may_have_holes:
+    if alone:
+        halo = (0,) * len(factor)
+    elif scan.intensity.may_have_holes:
         halo = tuple(h + HOLE_REACH if i >= len(factor) - dims else h for i, h in enumerate(halo))
     shape = tuple(n * f for n, f in zip(scan.shape, factor, strict=True))
     limit = block if block is not None else scan.shape

@@ -5,47 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
-from medsr.io import omezarr
+from medsr.bucket_progress import BucketProgress
+from medsr.header import BEGIN, FILE, JOB, LOCK, drop_leftovers, old_name, read_header, refuse_changed, verified_tasks
 from medsr.io.omezarr import Level
 from medsr.io.places import Folder, Place
-from medsr.locks import TakenError, lock, turn
+from medsr.locks import TakenError, lock, lock_shared, turn
 from medsr.records import drop_torn_files, drop_torn_line, read_records
 from medsr.shards import Share, Task
 
-__all__ = [
-    "BucketProgress",
-    "FolderProgress",
-    "JobChangedError",
-    "Progress",
-    "begun_settings",
-    "changes",
-    "drop_leftovers",
-    "open_progress",
-]
-
-JOB = "medsr-job.json"
-"""Whose work it is, and what was chosen for it; there once the metadata of all levels are."""
-
-FILE = "medsr-progress.jsonl"
-"""Commit records in a folder; a share of several has a file of its own."""
-
-RECORDS = "medsr-progress/"
-"""Commit records in an object store: empty objects, named LEVEL/INDEX/DIGEST below this."""
-
-LOCK, BEGIN = "medsr-lock", "medsr-begin"
-
-GROUP = "zarr.json"
-"""The group's own document: a result without it is no result to any reader."""
-
-
-class JobChangedError(ValueError):
-    """A result or unfinished work of another input, method or option is in the way."""
+__all__ = ["FolderProgress", "Progress", "open_progress"]
 
 
 class Progress(Protocol):
@@ -85,6 +58,14 @@ class Progress(Protocol):
         """The shards that anyone has recorded by now; their bytes were durable before."""
         ...
 
+    def discard(self) -> None:
+        """Remove what was begun here, for the complete result is elsewhere already."""
+        ...
+
+    def describe(self, documents: Mapping[str, bytes]) -> None:
+        """Put the metadata that fit the settings, where they are not there yet."""
+        ...
+
     def finish(self, final: Place) -> None:
         """Make the complete result what its final name stands for."""
         ...
@@ -119,48 +100,6 @@ def open_progress(
     return BucketProgress(target, header, documents, restart=restart)
 
 
-def begun_settings(target: Place) -> dict[str, Any] | None:
-    """What was chosen when the unfinished work in `target` was begun; None where none was."""
-    header = _read_header(target)
-    return None if header is None else dict(header["settings"])
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs, as words; "" if nothing does."""
-    return "; ".join(f"{k}: {old.get(k)} then, {new[k]} now" for k in new if old.get(k) != new[k])
-
-
-def _read_header(target: Place) -> dict[str, Any] | None:
-    """The header of unfinished work; None where there is none, or one that was torn."""
-    try:
-        header = json.loads(target.get(JOB) or b"null")
-    except ValueError:
-        return None
-    return header if isinstance(header, dict) and {"identity", "settings"} <= header.keys() else None
-
-
-def _refuse_changed(target: Place, header: Mapping[str, Any], old: Mapping[str, Any], *, restart: bool) -> bool:
-    """Whether old work is to be thrown away."""
-    different = changes(old["identity"], header["identity"])
-    if different and not restart:
-        raise JobChangedError(
-            f"{target.name}: unfinished work of another job ({different}); give the old command again, or --overwrite "
-            "to start anew"
-        )
-    return bool(different)
-
-
-def _verified(
-    target: Place, levels: Sequence[Level], done: Mapping[Task, str], tasks: Iterable[Task]
-) -> Iterator[Task]:
-    asked = [task for task in tasks if task in done]
-    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        digests = pool.map(lambda task: omezarr.shard_digest(target, levels[task.level], task.index), asked)
-        for task, digest in zip(asked, digests, strict=True):
-            if digest == done[task]:
-                yield task
-
-
 class FolderProgress:
     """Unfinished work in a folder.
 
@@ -181,19 +120,22 @@ class FolderProgress:
         part = target.path
         part.mkdir(parents=True, exist_ok=True)
         whole = share.parts == 1
-        self._lock = (part / LOCK).open("a")
-        lock(self._lock, part, shared=not whole)
+        self._lock = (part / LOCK).open("a+")
+        if whole:
+            lock(self._lock, part)
+        else:
+            lock_shared(self._lock, part)
         try:
             _refuse_moved(self._lock, part)
             with turn(part / BEGIN):
-                old = _read_header(target)
-                if old is not None and _refuse_changed(target, header, old, restart=restart):
+                old = read_header(target)
+                if old is not None and refuse_changed(target, header, old, restart=restart):
                     lock(self._lock, part)  # nobody else may be at what is thrown away
                     old = None
                 if old is None:
                     self._begin(header, documents)
             if not whole:
-                lock(self._lock, part, shared=True)
+                lock_shared(self._lock, part)
             self.settings: dict[str, Any] = (old or header)["settings"]
             if whole:
                 drop_torn_files(part)
@@ -230,7 +172,7 @@ class FolderProgress:
 
     def verified(self, levels: Sequence[Level], tasks: Iterable[Task]) -> set[Task]:
         """As `Progress.verified`."""
-        return set(_verified(self.target, levels, self._done, tasks))
+        return set(verified_tasks(self.target, levels, self._done, tasks))
 
     def record(self, task: Task, digest: str) -> None:
         """As `Progress.record`."""
@@ -255,9 +197,16 @@ class FolderProgress:
     def _all_records(self) -> dict[Task, str]:
         found: dict[Task, str] = {}
         for file in sorted(self.target.path.glob("medsr-progress*.jsonl")):
-            for record in read_records(file.read_text()):
+            for record in read_records(file.read_text(errors="replace")):
                 found[Task(record["level"], tuple(record["shard"]))] = record["digest"]
         return found
+
+    def discard(self) -> None:
+        """As `Progress.discard`."""
+        self.target.clear()
+
+    def describe(self, documents: Mapping[str, bytes]) -> None:
+        """Nothing: they were written with the header, under the same lock."""
 
     def finish(self, final: Place) -> None:
         """Give the complete result its final name, in the place of an older one, then drop the records."""
@@ -270,78 +219,10 @@ class FolderProgress:
             self._stream.close()
             self._lock.close()
         if final.path.exists():
-            shutil.rmtree(_old(final.path), ignore_errors=True)
-            final.path.rename(_old(final.path))
+            shutil.rmtree(old_name(final.path), ignore_errors=True)
+            final.path.rename(old_name(final.path))
         self.target.path.rename(final.path)
         _sync(final.path.parent)
-        drop_leftovers(final)
-
-
-class BucketProgress:
-    """Unfinished work in an object store, in its final place: it becomes a result when its group document is put.
-
-    Nothing is locked: each object is put whole, and two processes that put the same shard put the same bytes.
-    """
-
-    def __init__(
-        self, target: Place, header: Mapping[str, Any], documents: Mapping[str, bytes], *, restart: bool
-    ) -> None:
-        self._target = target
-        self._group = documents[GROUP]
-        old = _read_header(target)
-        if old is not None and _refuse_changed(target, header, old, restart=restart):
-            old = None
-        if old is None:
-            target.delete(GROUP)
-            target.clear()
-            for key, document in documents.items():
-                if key != GROUP:
-                    target.put(key, document)
-            target.put(JOB, json.dumps(header).encode())
-        self.settings: dict[str, Any] = (old or header)["settings"]
-        self._done = self._all_records()
-
-    @property
-    def target(self) -> Place:
-        """As `Progress.target`."""
-        return self._target
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        """Nothing is held open."""
-
-    def verified(self, levels: Sequence[Level], tasks: Iterable[Task]) -> set[Task]:
-        """As `Progress.verified`; the shards are read back."""
-        return set(_verified(self.target, levels, self._done, tasks))
-
-    def record(self, task: Task, digest: str) -> None:
-        """As `Progress.record`."""
-        self._done[task] = digest
-        self.target.put(f"{RECORDS}{task.level}/{'.'.join(map(str, task.index))}/{digest}", b"")
-
-    def alone(self) -> bool:
-        """Others may be at it; then the same bytes are put twice."""
-        return True
-
-    def recorded(self) -> set[Task]:
-        """As `Progress.recorded`."""
-        self._done |= self._all_records()
-        return set(self._done)
-
-    def _all_records(self) -> dict[Task, str]:
-        found: dict[Task, str] = {}
-        for key in self.target.keys(RECORDS):
-            level, index, digest = key.removeprefix(RECORDS).split("/")
-            found[Task(int(level), tuple(map(int, index.split("."))))] = digest
-        return found
-
-    def finish(self, final: Place) -> None:
-        """Put the group document, by which it becomes a result, then drop the records."""
-        final.put(GROUP, self._group)
         drop_leftovers(final)
 
 
@@ -364,19 +245,3 @@ def _sync(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _old(final: Path) -> Path:
-    return final.with_name(final.name + ".old.part")
-
-
-def drop_leftovers(final: Place) -> None:
-    """Remove what a crash may have left of a complete result: its records, and the result it replaced."""
-    if isinstance(final, Folder):
-        for file in [*final.path.glob("medsr-progress*.jsonl"), *(final.path / n for n in (JOB, LOCK, BEGIN))]:
-            file.unlink(missing_ok=True)
-        shutil.rmtree(_old(final.path), ignore_errors=True)
-        return
-    for key in final.keys(RECORDS):
-        final.delete(key)
-    final.delete(JOB)

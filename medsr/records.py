@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 __all__ = ["drop_torn_files", "drop_torn_line", "read_records"]
 
@@ -32,7 +32,15 @@ def read_records(text: str) -> list[dict[str, Any]]:
             record = json.loads(line) if line.endswith("\n") else None
         except json.JSONDecodeError:
             record = None
-        if not isinstance(record, dict) or not {"level", "shard", "digest"} <= record.keys():
+        if not _is_record(record):
             break
         records.append(record)
     return records
+
+
+def _is_record(record: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(record, dict):
+        return False
+    level, shard, digest = (record.get(key) for key in ("level", "shard", "digest"))
+    whole = isinstance(shard, list) and all(isinstance(index, int) for index in shard)
+    return isinstance(level, int) and whole and isinstance(digest, str)

@@ -70,8 +70,6 @@ class BatchLog:
             stream = None
             if isinstance(out, Folder):
                 out.path.mkdir(parents=True, exist_ok=True)
-                if share.parts > 1:  # beside other shares, not beside a batch that does all of it
-                    lock(stack.enter_context((out.path / ".medsr-batch.lock").open("a")), out.path, shared=True)
                 stream = stack.enter_context((out.path / f"{name}.jsonl").open("a+"))
                 lock(stream, out.path)
                 stream.truncate(0)

@@ -39,7 +39,7 @@ def serve(connection: Connection, number: int, threads: int, cache_bytes: int) -
         if kind == "job":
             job = replace(content, device=_own_device(content.device, number))
             try:
-                line = Line(job, open_scan(job), done=send)
+                line = Line(job, open_scan(job), done=send, note=lambda said: send(None, said))
             except Exception as error:  # noqa: BLE001 - the parent raises it
                 send(None, error)
         elif kind == "task" and line is not None:

@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from medsr.engines import EngineChoice, build_engine
+from medsr.header import JOB
 from medsr.io import Source, omezarr, read_scan
 from medsr.io.places import Place
+from medsr.locks import TakenError
 from medsr.plan import Plan, torch_device
 from medsr.scan import Intensity, Scan
 from medsr.shards import Task
@@ -57,6 +59,7 @@ class ShardJob:
         levels: of the pyramid.
         device, engine: where and how the method runs.
         room: how far the stages of a process may run apart.
+        token: of the header of the work; what was begun anew or has ended since is not written to. "": not asked.
     """
 
     source: Source
@@ -69,6 +72,7 @@ class ShardJob:
     device: str
     engine: EngineChoice
     room: Room
+    token: str = ""
 
 
 def open_scan(job: ShardJob) -> Scan:
@@ -101,6 +105,7 @@ def fill_shard(job: ShardJob, task: Task, scan: Scan, *, turn: threading.Lock, n
     Several threads of a process may fill shards of one scan; `turn` lets one at a time read and compute.
     """
     if task.level:
+        _refuse_ended(job)
         return _averaged(job, task)
     shard = _Shard(job, task)
     with turn:
@@ -108,7 +113,14 @@ def fill_shard(job: ShardJob, task: Task, scan: Scan, *, turn: threading.Lock, n
         for loaded in _groups(job, scan, task):
             for estimate in runner(loaded):
                 shard.place(estimate)
+    _refuse_ended(job)
     return shard.write()
+
+
+def _refuse_ended(job: ShardJob) -> None:
+    """Nobody waits any more for what a forgotten worker computes, and another job may have taken the place."""
+    if job.token and job.target.digest(JOB) != job.token:
+        raise TakenError(f"{job.target.name}: the work was ended or begun anew elsewhere; nothing is written")
 
 
 class _Shard:

@@ -169,12 +169,13 @@ class Processes:
         self.busy: dict[str, float] = {}
         self._cache_bytes = cache_bytes
         self._threads = max(1, (os.cpu_count() or 1) // workers)
-        self._idle: SimpleQueue[_Worker | int] = SimpleQueue()
+        self._idle: SimpleQueue[_Worker | int | None] = SimpleQueue()
         self._all: set[_Worker] = set()
         self._stopped = threading.Event()
         self._calling = threading.Lock()
 
     def __enter__(self) -> Self:
+        set_cache_limit(0)  # this process only opens the scans
         for number in range(self.processes):
             self._idle.put(number)  # started when first needed
         return self
@@ -187,6 +188,7 @@ class Processes:
         for worker in tuple(self._all):
             worker.process.join(timeout=10)
             worker.kill()
+        set_cache_limit(KEEP_BYTES_MOST)
 
     def call(self, function: Callable[..., Result], /, *arguments: Any) -> Result:
         """Here: the processes are on this machine. One call at a time, for an engine serves one thread."""
@@ -198,6 +200,8 @@ class Processes:
         self._stopped.set()
         for worker in tuple(self._all):
             worker.process.kill()
+        for _ in range(self.at_once):
+            self._idle.put(None)  # wakes those who wait for a worker
 
     def run(self, job: ShardJob, agenda: Agenda, *, scan: Scan, note: Note | None = None) -> Iterator[tuple[Task, str]]:  # noqa: ARG002 the processes open the scan themselves
         """As `Crew.run`."""
@@ -213,11 +217,17 @@ class Processes:
             free = self._idle.get(block=block)
         except Empty:
             return None
+        if self._stopped.is_set() or free is None:
+            raise WorkerDiedError("stopped")
         return free if isinstance(free, _Worker) else self.start(free)
 
     def start(self, number: int) -> _Worker:
         """A new process in the place of `number`."""
-        worker = _Worker(number, self._threads, self._cache_bytes)
+        try:
+            worker = _Worker(number, self._threads, self._cache_bytes)
+        except BaseException:
+            self._idle.put(number)  # another try is free to start it
+            raise
         self._all.add(worker)
         return worker
 
@@ -258,6 +268,8 @@ class _Lease:
                 for task, result in said:
                     if isinstance(result, BaseException):
                         raise result
+                    if task is None and result is not None and self._note is not None:
+                        self._note(result)
                     if task is not None and result is not None:
                         worker.tasks.discard(task)
                         yield task, result

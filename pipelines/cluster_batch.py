@@ -28,7 +28,7 @@ def cluster(given: argparse.Namespace) -> AbstractContextManager[Any]:
         jobs = SLURMCluster(
             cores=given.cores,
             processes=1,
-            memory=given.memory,
+            memory=f"{given.gigabytes:g}GB",
             walltime=given.walltime,
             job_extra_directives=["--gres=gpu:1"] if given.gpu else [],
         )
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--on", choices=["slurm", "gpus", "here"], required=True)
     parser.add_argument("--workers", type=int, default=2, help="jobs or processes")
     parser.add_argument("--cores", type=int, default=8, help="of a SLURM job")
-    parser.add_argument("--memory", default="16GB", help="of a SLURM job")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="memory of a job or process")
     parser.add_argument("--walltime", default="24:00:00", help="of a SLURM job")
     parser.add_argument("--gpu", action="store_true", help="ask SLURM for a GPU for each job")
     given = parser.parse_args(argv)
@@ -65,7 +65,13 @@ def main(argv: list[str] | None = None) -> int:
     with cluster(given) as workers:
         device = "cuda" if given.on == "gpus" or given.gpu else "cpu"
         report = medsr.upscale_folder(
-            given.scans, upscaler, out=given.out, scheduler=workers.scheduler_address, device=device, note=print
+            given.scans,
+            upscaler,
+            out=given.out,
+            scheduler=workers.scheduler_address,
+            memory=int(given.gigabytes * 0.8e9),  # a job that exceeds what it asked for is killed
+            device=device,
+            note=print,
         )
     return report.exit_code
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from medsr.batch import upscale_folder
 from medsr.data import MAMMOGRAM, NUCLEI
+from medsr.header import FILE, LOCK
 from medsr.io import omezarr, read_scan
 from medsr.io.places import Folder, Place
 from medsr.job import OutputOptions
 from medsr.methods.interpolation import Cubic
 from medsr.methods.srresnet import SRResNet
-from medsr.progress import FILE, LOCK
 from medsr.scan import Grid, Intensity, Scan
 from medsr.upscaling import upscale
 

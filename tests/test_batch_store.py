@@ -8,11 +8,11 @@ import tifffile
 
 from medsr.batch import upscale_folder
 from medsr.data import NUCLEI
+from medsr.header import JOB, RECORDS
 from medsr.io import omezarr, read_scan
 from medsr.io.places import Bucket, place
 from medsr.job import OutputOptions
 from medsr.methods.interpolation import Cubic
-from medsr.progress import JOB, RECORDS
 from medsr.shards import Share
 from tests.object_store import bucket
 
@@ -126,3 +126,63 @@ def test_the_grid_survives_the_way_through_a_bucket(bucket: str, tmp_path: Path)
     shutil.copy(NUCLEI, tmp_path / "nuclei.ome.tif")
     upscale_folder(tmp_path / "nuclei.ome.tif", Cubic((1, 2)), out=bucket + "/n")
     assert read_scan(f"{bucket}/n/nuclei.ome.zarr").grid.spacing_um == pytest.approx((0.29, 0.26, 0.13))
+
+
+def test_what_is_not_ours_is_not_removed(bucket: str, plane: Path) -> None:
+    there = place(f"{bucket}/out/plane.ome.zarr")
+    there.put("notes.txt", b"somebody's")
+    row = upscale_folder(plane, Cubic((2, 2)), out=f"{bucket}/out", options=SMALL).rows[0]
+    assert row.status == "failed"
+    assert "expected an empty place for the result, found notes.txt" in row.reason
+    assert there.get("notes.txt") == b"somebody's"
+    assert upscale_folder(plane, Cubic((2, 2)), out=f"{bucket}/out", options=SMALL, overwrite=True).exit_code == 0
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_scan_is_never_replaced_by_its_result(bucket: str, plane: Path, tmp_path: Path, overwrite: bool) -> None:
+    upscale_folder(plane, Cubic((2, 2)), out=f"{bucket}/raw", options=SMALL)
+    upscale_folder(plane, Cubic((2, 2)), out=tmp_path / "raw", options=SMALL)
+    for raw in (f"{bucket}/raw", str(tmp_path / "raw")):
+        before = in_store(f"{raw}/plane.ome.zarr")
+        report = upscale_folder(f"{raw}/plane.ome.zarr", Cubic((4, 4)), out=raw, options=SMALL, overwrite=overwrite)
+        assert report.rows[0].status == "failed", report
+        assert "take the place of the scan" in report.rows[0].reason
+        assert in_store(f"{raw}/plane.ome.zarr") == before
+
+
+def test_a_store_that_does_not_answer_costs_no_result(
+    bucket: str, plane: Path, calm: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale_folder(plane, Cubic((2, 2)), out=bucket, options=SMALL)
+    honest = Bucket.get
+
+    def get(self: Bucket, key: str, /) -> bytes | None:
+        if key == "zarr.json":
+            raise OSError(5, "Input/output error", key)
+        return honest(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "get", get)
+        row = upscale_folder(plane, Cubic((4, 4)), out=bucket, options=SMALL).rows[0]
+    assert row.status == "failed"
+    assert in_store(f"{bucket}/plane.ome.zarr") == calm
+
+
+def test_two_jobs_that_begin_together_end_as_one(
+    bucket: str, plane: Path, calm: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second finds no header, and then one that the first has put in the meantime, with shards behind it."""
+    honest = Bucket.put_new
+    inside: list[str] = []
+
+    def put_new(self: Bucket, key: str, data: bytes, /) -> bool:
+        if not inside:
+            inside.append(key)
+            first = upscale_folder(plane, Cubic((2, 2)), out=f"{bucket}/out", options=SMALL, part=Share(1, 2)).rows[0]
+            assert first.status == "waiting"
+        return honest(self, key, data)
+
+    monkeypatch.setattr(Bucket, "put_new", put_new)
+    row = upscale_folder(plane, Cubic((2, 2)), out=f"{bucket}/out", options=SMALL, part=Share(2, 2)).rows[0]
+    assert row.status == "done", row.reason
+    assert in_store(f"{bucket}/out/plane.ome.zarr") == calm

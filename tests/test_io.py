@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medsr.data import MAMMOGRAM, NUCLEI, SURFACE
-from medsr.io import READERS, NoImageError, Source, find_all, find_scans, lazy, read_scan
+from medsr.io import READERS, NoImageError, Source, digest, find_all, find_scans, lazy, read_scan, versioned
 from medsr.io.naming import scan_name
 from medsr.io.source import natural_key
 from medsr.scan import Intensity, ScanError
@@ -463,6 +463,69 @@ def test_several_pictures_in_one_pgm_are_refused(tmp_path):
     (tmp_path / "a.pgm").write_bytes(2 * (b"P5 4 4 255\n" + bytes(16)))
     with pytest.raises(ScanError, match="found several one after the other"):
         read_scan(tmp_path / "a.pgm")
+
+
+@pytest.mark.parametrize("kind", ["file", "planes", "zarr"])
+def test_a_scan_replaced_under_way_is_refused(tmp_path, nuclei, kind):
+    """As a worker reads it: the source travels, and is opened again."""
+    root = tmp_path / "scan"
+    root.mkdir()
+    if kind == "zarr":
+        group = zarr.create_group(tmp_path / "scan", overwrite=True)
+        dataset = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 1]}]}
+        axes = [{"name": n, "type": "space"} for n in "zyx"]
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
+        group.create_array("0", data=nuclei[:4])
+    else:
+        for number in range(4 if kind == "planes" else 1):
+            tifffile.imwrite(root / f"z{number}.tif", nuclei[number])
+    (found,) = find_scans(root)
+    source = pickle.loads(pickle.dumps(versioned(found)))
+    before = read_scan(source)
+    assert read_scan(versioned(source), intensity=before.intensity).shape == before.shape
+    if kind == "zarr":
+        zarr.open_group(root)["0"][...] = nuclei[4:8]
+        (root / "0" / "zarr.json").write_bytes((root / "0" / "zarr.json").read_bytes())
+    else:
+        tifffile.imwrite(source.files[-1], nuclei[9])
+    with pytest.raises(ScanError, match=rf"{source.path}: expected .* as .* found .*; .*again"):
+        read_scan(source, intensity=before.intensity)
+    assert read_scan(found).shape == before.shape
+
+
+def test_of_many_gigabytes_the_digest_reads_a_bounded_part(tmp_path, monkeypatch):
+    """Planes that are small each and large together."""
+    monkeypatch.setattr(digest, "WHOLE", 500_000)
+    monkeypatch.setattr(digest, "SLICE", 1000)
+    for number in range(40):
+        (tmp_path / f"z{number:02}.tif").write_bytes(os.urandom(20_000))
+    files, read = sorted(tmp_path.iterdir()), []
+    real = Path.open
+
+    class Counted:
+        def __init__(self, path):
+            self.stream = real(path, "rb")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.stream.close()
+
+        def seek(self, at):
+            self.stream.seek(at)
+
+        def read(self, count):
+            read.append(self.stream.read(count))
+            return read[-1]
+
+    monkeypatch.setattr(Path, "open", lambda path, _mode: Counted(path))
+    first = digest.input_digest(files)
+    assert 50_000 < sum(map(len, read)) <= 64_000
+    assert digest.input_digest(files) == digest.input_digest([tmp_path]) == first
+    stat = files[7].stat()
+    os.utime(files[7], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+    assert digest.input_digest(files) != first
 
 
 def test_sources_are_values(tmp_path):

@@ -1,5 +1,6 @@
 """The writer's shards are what zarr reads and writes, byte for byte alike each time; a level averages the one below."""
 
+import errno
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -201,3 +202,13 @@ def test_the_metadata_end_with_the_group_and_tell_the_job(tmp_path):
     }  # fmt: skip
     folder.put("zarr.json", b"{")
     assert omezarr.stored_job(folder) is None
+    assert omezarr.stored_job(folder.child("zarr.json")) is None  # a file
+
+
+def test_a_result_that_cannot_be_asked_for_is_not_absent(tmp_path, monkeypatch):
+    def failed(_folder, _key):
+        raise OSError(errno.EIO, "the store does not answer")
+
+    monkeypatch.setattr(Folder, "get", failed)
+    with pytest.raises(OSError, match="does not answer"):
+        omezarr.stored_job(Folder(tmp_path))

@@ -7,13 +7,17 @@ import pickle
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from medsr.io import find_scans
 from medsr.io.places import Bucket, Folder, Place, place, public_name
+from medsr.scan import ScanError
 from tests.object_store import bucket
 
 __all__ = ["bucket"]
@@ -165,11 +169,98 @@ def test_locations_are_folders_or_urls(tmp_path: Path) -> None:
 def test_no_secret_is_shown() -> None:
     pytest.importorskip("aiohttp")
     secret = place("https://user:pass%40word@host.org/a/b.zarr?X-Amz-Signature=token#part")
-    shown = f"{secret!r} {secret.name} {secret.child('c')!r}"
+    shown = f"{secret!r} {secret.name} {place('https://user:pass@host.org/a').child('c')!r}"
     assert "https://host.org/a/b.zarr" in shown
     assert not any(word in shown for word in ("user", "pass", "word@", "Amz", "token", "part"))
     assert public_name("abfs://lab@account.net/a") == "abfs://lab@account.net/a"  # no user: the container
     assert public_name("s3://lab/scan #3.tif") == "s3://lab/scan #3.tif"  # no fragment: part of the key
+
+
+SIGNED = "?X-Amz-Credential=AKIAUSER%2F20260101%2Fus-east-1&X-Amz-Signature=deadbeef"
+
+
+def test_no_message_of_a_client_shows_a_secret() -> None:
+    """A signed URL is refused; the client words it anew ("/" for "%2F"), and a chained traceback would show it too."""
+    pytest.importorskip("aiohttp")
+
+    class Refused(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refused) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x.tif{SIGNED}"
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: find_scans(url), lambda: Bucket(url).get(""), lambda: Bucket(url).version(),
+            lambda: Bucket(url).digest(""),
+        )  # fmt: skip
+        for call in calls:
+            with pytest.raises((OSError, ScanError), match=r"127\.0\.0\.1.*/x\.tif") as caught:
+                call()
+            shown = "".join(traceback.format_exception(caught.value))
+            assert not any(word in shown for word in ("AKIAUSER", "deadbeef", "X-Amz"))
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cannot reach https://me:hunter22@host.org/a?x=1",
+        "GET URL('https://host.org/a?sig=AKIAUSER/2026&se=2')",
+        "no way to /a?X-Amz-Signature=deadbeef of host",
+        "login of me with hunter22 failed",
+        "bad signature AKIAUSER/20260101",
+    ],
+)
+def test_a_secret_of_the_url_is_in_no_message(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UnknownError(Exception):
+        pass
+
+    class Files:
+        def _strip_protocol(self, url: str) -> str:
+            return url
+
+        def info(self, _path: str) -> None:
+            raise UnknownError(said)
+
+    monkeypatch.setattr("medsr.io.bucket._file_system", lambda host, process: Files())
+    url = "https://me:hunter22@host.org/a?X-Amz-Credential=AKIAUSER%2F20260101&X-Amz-Signature=deadbeef"
+    with pytest.raises(OSError, match="Unknown") as caught:
+        Bucket(url).version()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert not any(word in shown.split("Error:", 1)[-1] for word in ("hunter22", "AKIAUSER", "deadbeef", "sig="))
+
+
+def test_a_signed_url_is_no_folder(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    signed = place(f"https://host.org/a.zarr{SIGNED}")
+    for call in (lambda: signed.child("b"), lambda: signed.get("zarr.json"), lambda: signed.keys()):
+        with pytest.raises(OSError, match=r"without a query.*environment.*https://host\.org/a\.zarr"):
+            call()
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "smb", "hdfs", "https", "ftp"])
+def test_results_go_only_where_an_object_is_written_whole(scheme: str) -> None:
+    with pytest.raises(OSError, match=rf"{scheme}://.*torn.*s3://.*{scheme}://host/out") as caught:
+        Bucket(f"{scheme}://host/out").put("a", b"1")
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_a_store_without_a_cache_of_listings_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of sftp and smb hand options that they do not know to the connection, which refuses them."""
+    import fsspec
+
+    given: dict[str, dict[str, object]] = {}
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda host, **options: (given.setdefault(host, options), ""))
+    for host in ("sftp://one-host", "s3://one-host"):
+        Bucket(f"{host}/a")._files  # noqa: B018
+    assert given == {"sftp://one-host": {}, "s3://one-host": {"use_listings_cache": False}}
 
 
 def test_an_unknown_or_uninstalled_kind_of_store_is_refused() -> None:

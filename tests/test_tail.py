@@ -71,10 +71,18 @@ def test_kernel_is_as_wide_as_the_algebra_says():
 
 
 @pytest.mark.parametrize("edges", [True, False])
-@pytest.mark.parametrize(("taps", "stage", "size"), [((9, 9), (2, 2), (12, 7)), ((9, 9, 9), (1, 2, 2), (12, 6, 11))])
-def test_groups_are_the_same_convolution(taps, stage, size, edges):
+@pytest.mark.parametrize(
+    ("taps", "stage", "size", "multiple"),
+    [
+        ((9, 9), (2, 2), (12, 7), 2),
+        ((9, 9, 9), (1, 2, 2), (12, 6, 11), 2),
+        ((11, 11), (2, 2), (16, 9), 4),
+        ((13, 13), (2, 2), (16, 9), 4),
+    ],
+)
+def test_groups_are_the_same_convolution(taps, stage, size, multiple, edges):
     cells, weight, bias = drawn(stage, taps, size, 1)
-    grouped = FoldedTail(weight, bias, stage, multiple=(2,) * len(stage), edges=edges)
+    grouped = FoldedTail(weight, bias, stage, multiple=(multiple,) * len(stage), edges=edges)
     assert max(grouped.group) == 2
     alone = FoldedTail(weight, bias, stage, edges=edges)
     torch.testing.assert_close(grouped(cells), alone(cells), atol=1e-12, rtol=0)

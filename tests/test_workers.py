@@ -1,6 +1,7 @@
 """Shares, processes and a Dask cluster fill the same bytes; what is killed is done again."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,15 +10,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from medsr.batch import upscale_folder
 from medsr.data import NUCLEI
+from medsr.header import JOB
 from medsr.io import omezarr
 from medsr.job import OutputOptions
 from medsr.methods.interpolation import Cubic
-from medsr.progress import JOB
+from medsr.methods.srresnet import SRResNet
 from medsr.shards import Share
 
 SMALL = OutputOptions(chunk=(32, 32), shard=(64, 64))
@@ -176,3 +180,128 @@ def test_a_scheduler_that_is_not_there_is_named(plane: Path, tmp_path: Path) -> 
     pytest.importorskip("distributed")
     with pytest.raises(OSError, match=r"tcp://127\.0\.0\.1:9: expected a Dask scheduler"):
         upscale_folder(plane, Cubic((2, 2)), out=tmp_path / "out", scheduler="tcp://127.0.0.1:9")
+
+
+class StopError(Exception):
+    """Stands for a crash."""
+
+
+def stopped_at_once(plane: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
+    """Unfinished work of a job."""
+
+    def stop(*_: object) -> str:
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(omezarr, "write_shard", stop)
+        assert upscale_folder(plane, out=out, **given).rows[0].status == "failed"  # type: ignore[arg-type]
+
+
+def test_overwrite_takes_nothing_over_from_the_old_job(
+    plane: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    network = SRResNet((2, 2), features=8, blocks=1)
+    stopped_at_once(plane, out, monkeypatch, upscaler=network, engine="auto", tolerance=1e9)
+    row = upscale_folder(plane, network, out=out, options=SMALL, engine="torch", tolerance=0, overwrite=True).rows[0]
+    assert row.status == "done"
+    assert row.details["engine"] == "engine torch float32, the reference"
+    assert zarr.open_array(out / "plane.ome.zarr", path="0").shards == (64, 64)
+
+
+def test_an_input_of_other_axes_is_a_named_difference(
+    plane: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(NUCLEI, plane)
+    stopped_at_once(plane, tmp_path / "out", monkeypatch, upscaler=Cubic((2, 2)))
+    tifffile.imwrite(plane, tifffile.imread(NUCLEI)[3])
+    row = upscale_folder(plane, Cubic((2, 2)), out=tmp_path / "out").rows[0]
+    assert "input_sha256" in row.reason
+    assert upscale_folder(plane, Cubic((2, 2)), out=tmp_path / "out", overwrite=True).rows[0].status == "done"
+
+
+def test_a_changed_tile_is_refused_by_name(plane: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = OutputOptions(tile=(64, 64))
+    stopped_at_once(plane, tmp_path / "out", monkeypatch, upscaler=Cubic((2, 2)), options=options)
+    row = upscale_folder(plane, Cubic((2, 2)), out=tmp_path / "out", options=OutputOptions(tile=(32, 32))).rows[0]
+    assert "tile: [64, 64] then, [32, 32] now" in row.reason
+
+
+def test_less_memory_than_the_begun_tiles_need_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "plane.tif", np.tile(tifffile.imread(NUCLEI)[3], (3, 3)))
+    network = SRResNet((2, 2), features=32, blocks=1)
+    given = {"upscaler": network, "engine": "torch", "memory": int(4e9)}
+    stopped_at_once(tmp_path / "plane.tif", tmp_path / "out", monkeypatch, **given)
+    row = upscale_folder(tmp_path / "plane.tif", network, out=tmp_path / "out", engine="torch", memory=int(6e8)).rows[0]
+    assert row.status == "failed"
+    assert "begun with tiles that need" in row.reason
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_last_share_does_what_was_torn_of_the_others(plane: Path, tmp_path: Path, lost: bool) -> None:
+    out = tmp_path / "out"
+    upscale_folder(plane, Cubic((2, 2)), out=out, options=SMALL, part=Share(1, 2))
+    shard = out / "plane.ome.zarr.part" / "0" / "c" / "0" / "0"
+    if lost:
+        shard.unlink()
+    else:
+        data = bytearray(shard.read_bytes())
+        data[20:60] = bytes(40)
+        shard.write_bytes(data)
+    assert upscale_folder(plane, Cubic((2, 2)), out=out, options=SMALL, part=Share(2, 2)).rows[0].status == "done"
+    assert tree(out / "plane.ome.zarr") == calm(plane, tmp_path)
+
+
+def test_shares_of_many_small_scans_at_the_same_time(tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for number, field in enumerate(tifffile.imread(NUCLEI)[:24]):
+        tifffile.imwrite(scans / f"field {chr(97 + number)}.tif", field[:64, :64])
+    command = (
+        "import sys; from medsr import *;"
+        "r = upscale_folder(sys.argv[1], Cubic((2, 2)), out=sys.argv[2], part=Share(int(sys.argv[3]), 3));"
+        "sys.exit(r.exit_code)"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", command, str(scans), str(out), str(number)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for number in (1, 2, 3)
+    ]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert len(list(out.glob("*.ome.zarr"))) == 24
+    assert list(out.glob("*.part")) == []
+
+
+def test_ctrl_c_ends_a_batch_of_more_scans_than_workers(tmp_path: Path) -> None:
+    for number in range(4):
+        tifffile.imwrite(tmp_path / f"a{chr(97 + number)}.tif", np.tile(tifffile.imread(NUCLEI)[3], (6, 6)))
+    command = (
+        "import sys; from medsr import *;"
+        "upscale_folder(sys.argv[1], Lanczos((3, 3)), out=sys.argv[1] + '/out', workers=2,"
+        "tick=lambda *a: print(*a, flush=True), options=OutputOptions(shard=(256, 256)))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", command, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    while " 5 " not in run.stdout.readline():
+        pass
+    os.killpg(run.pid, signal.SIGINT)
+    run.stdout.close()
+    assert run.wait(timeout=60) != 0
+
+
+def test_a_record_of_other_bytes_is_no_record(plane: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    upscale_folder(plane, Cubic((2, 2)), out=out, options=SMALL, part=Share(1, 2))
+    (records,) = (out / "plane.ome.zarr.part").glob("medsr-progress*.jsonl")
+    records.write_bytes(records.read_bytes() + b'{"level": 0, "shard": 3, "digest": "a"}\n\xff\xfe\x00')
+    assert upscale_folder(plane, Cubic((2, 2)), out=out, options=SMALL).rows[0].status == "done"
+    assert tree(out / "plane.ome.zarr") == calm(plane, tmp_path)

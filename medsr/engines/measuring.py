@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import get_args
 
@@ -16,12 +16,11 @@ from medsr.engines.choice import REFERENCE, EngineChoice, EngineFor, EngineName,
 from medsr.engines.parts import has_openvino, runs_bfloat16
 from medsr.engines.running import build_engine
 from medsr.holes import fill_holes
-from medsr.plan import Device, torch_device
+from medsr.plan import Device, Plan, plan, torch_device
 from medsr.scan import Region, Scan, sample_values
-from medsr.tiles import plan_tiles
 from medsr.upscaler import Staged, Upscaler, describe
 
-__all__ = ["ENGINES", "choose_engine"]
+__all__ = ["ENGINES", "available", "choose_engine"]
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 """The engines by the name a command line calls them."""
@@ -36,6 +35,8 @@ RESERVE = 1.6
 MEASURED_SHARE = 0.03
 """Share of the scan's samples that the tiles to measure on may have, halo included."""
 
+NO_OPENVINO = "engine openvino: expected OpenVINO, found none installed; pip install 'medsr[fast]'"
+
 Note = Callable[[str], None]
 Candidate = tuple[EngineFor, Precision]
 
@@ -47,13 +48,14 @@ def choose_engine(
     engine: EngineName = "auto",
     tolerance: float | None = None,
     device: Device = "auto",
+    memory: int | None = None,
     note: Note | None = None,
 ) -> EngineChoice:
     """Choose how a network is run: by the fastest engine that stays within `tolerance` of the reference.
 
     Each candidate upscales tiles of the scan, the one of highest contrast and a typical one, and is compared with the
     upscaler as it stands in float32, before rounding. The first is taken whose deviation, taken 1.6 times for
-    what was not measured, stays within the tolerance; else the reference.
+    what was not measured, stays within the tolerance; else the reference. The tiles are as small as the memory asks.
 
     Args:
         scan: what is to be upscaled.
@@ -62,7 +64,7 @@ def choose_engine(
             has it, then in float32.
         tolerance: largest deviation in gray levels (stored units); 0: only the reference; None: a thousandth of the
             scan's used range, from the 0.1 to the 99.9 percentile of a sample of its values.
-        device: as in `plan`.
+        device, memory: as in `plan`.
         note: receives what was tried, with what deviation.
 
     Raises:
@@ -78,30 +80,45 @@ def choose_engine(
         return REFERENCE
     candidates = _candidates(engine, place)
     if allowed == 0 or not candidates:
+        if engine != "torch":
+            why = "the tolerance is 0" if allowed == 0 else f"it does not run on {place}"
+            tell(f"{REFERENCE}, not {engine}: {why}")
         return REFERENCE
-    tried, tiles = list[str](), [*_measured_tiles(scan, upscaler)]
-    expected = list[Tensor]()
+    tried, trial = list[str](), _Trial(scan, upscaler, place, memory)
     for name, precision in candidates:
-        if not expected:
-            run = build_engine(upscaler, REFERENCE, device=place)
-            expected = [run(tile.low, tile.keep) for tile in tiles]
         choice = EngineChoice(name, precision, math.inf, allowed)
         try:
-            run = build_engine(upscaler, choice, device=place, note=note)
-            found = [run(tile.low, tile.keep) for tile in tiles]
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # an engine that cannot run this network is no candidate; the reference is
+            choice = replace(choice, deviation=trial.deviation(choice, note))
+        # An engine that cannot run this network, or not in this memory, is no candidate; the reference is.
+        except (RuntimeError, MemoryError) as error:
             tried.append(f"{name} {precision} failed ({(str(error).strip() or type(error).__name__).splitlines()[-1]})")
             continue
-        gain = abs(scan.intensity.white - scan.intensity.black)
-        choice = replace(choice, deviation=_deviation(found, expected) * gain)
-        if RESERVE * choice.deviation <= allowed:
+        reckoned = RESERVE * choice.deviation
+        if reckoned <= allowed:
             tell("; ".join([str(choice), *tried]))
             return choice
-        tried.append(f"{name} {precision} deviated by {choice.deviation:.3g}")
+        tried.append(f"{name} {precision} deviated by {choice.deviation:.3g}, with its reserve {reckoned:.3g}")
     tell("; ".join([f"{REFERENCE}, for none other stays within {allowed:.3g} gray levels", *tried]))
     return REFERENCE
+
+
+def available(choice: EngineChoice, *, device: Device = "auto") -> str:
+    """Why the engine of a choice, made elsewhere or earlier, cannot run here as it did, and the cure; "" if it can.
+
+    Args:
+        choice: from `choose_engine`.
+        device: as in `plan`; OpenVINO runs on the CPU in any case.
+    """
+    place = torch.device("cpu") if choice.name == "openvino" else torch_device(device)
+    if choice.name == "openvino" and not has_openvino():
+        return NO_OPENVINO
+    if choice.name == "torch" or (choice.name, choice.precision) in _candidates(choice.name, place):
+        return ""
+    processor = "a CPU that multiplies in bfloat16" if choice.precision == "bfloat16" else "a CUDA GPU"
+    return (
+        f"engine {choice.name} {choice.precision}: expected {processor}, found another device ({place}); "
+        "go on where the engine was chosen, or start anew"
+    )
 
 
 def _check(engine: str, tolerance: float | None) -> None:
@@ -121,7 +138,7 @@ def _candidates(engine: EngineName, device: torch.device) -> list[Candidate]:
     if device.type != "cpu":
         return found
     if engine == "openvino" and not has_openvino():
-        raise ValueError("engine openvino: expected OpenVINO, found none installed; pip install 'medsr[fast]'")
+        raise ValueError(NO_OPENVINO)
     if engine in ("auto", "openvino") and has_openvino():
         found += [("openvino", "bfloat16")] if runs_bfloat16(openvino=True) else []
         found += [("openvino", "float32")]
@@ -132,13 +149,18 @@ def _candidates(engine: EngineName, device: torch.device) -> list[Candidate]:
 
 
 def _used_range(scan: Scan) -> float:
-    """From the 0.1 to the 99.9 percentile of what was measured, in stored units."""
+    """From the 0.1 to the 99.9 percentile of what was measured, in stored units; never 0.
+
+    Where these are equal, as in a scan of little but background: from the smallest to the largest value, else from
+    black to white.
+    """
     values = sample_values(scan.data)
     values = values[~scan.intensity.holes(values)]
-    if values.size == 0:
-        return 0.0
-    low, high = np.percentile(values, [0.1, 99.9])
-    return float(high) - float(low)
+    used = 0.0
+    for share in (0.1, 0.0) if values.size else ():
+        low, high = np.percentile(values, [share, 100 - share])
+        used = used or float(high) - float(low)
+    return used or abs(scan.intensity.white - scan.intensity.black)
 
 
 def _deviation(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -156,25 +178,83 @@ class _MeasuredTile:
     keep: Region
 
 
-def _measured_tiles(scan: Scan, upscaler: Upscaler) -> Iterator[_MeasuredTile]:
-    """The window of most contrast, and if the scan is large enough one of median contrast."""
-    dims = len(upscaler.factor)
-    side = {1: 4096, 2: 64, 3: 16}[dims]
-    size = tuple(min(n, side) for n in scan.shape[-dims:])
+@dataclass(slots=True)
+class _Trial:
+    """Tiles of a scan and the reference's result of them, both made when they are first needed.
+
+    The tiles shrink to what fits the memory, first by the halo: then each is taken for a scan of its own, in which the
+    engines agree just as well.
+    """
+
+    scan: Scan
+    upscaler: Staged
+    device: torch.device
+    memory: int | None
+    tiles: list[_MeasuredTile] = field(default_factory=list)
+    expected: list[Tensor] = field(default_factory=list)
+
+    def deviation(self, choice: EngineChoice, note: Note | None) -> float:
+        """Largest difference of an engine from the reference, in stored units.
+
+        Raises:
+            MemoryTooSmallError: not the smallest tile fits the memory.
+            RuntimeError: the engine cannot run this network, or meets the end of the memory.
+        """
+        dims = len(self.upscaler.factor)
+        before = tuple(self.tiles[0].low.shape[2:]) if self.tiles else ()
+        fitting = self._fitting(choice, before or self._fitting(REFERENCE, self._wanted()).tile[-dims:])
+        size = fitting.tile[-dims:]
+        if not self.expected or size != before:
+            self.tiles = [*_measured_tiles(self.scan, self.upscaler, size)]
+            run = build_engine(self.upscaler, REFERENCE, device=self.device, strip=())
+            self.expected = [run(tile.low, tile.keep) for tile in self.tiles]
+        run = build_engine(self.upscaler, choice, device=self.device, strip=fitting.strip, note=note)
+        found = [run(tile.low, tile.keep) for tile in self.tiles]
+        return _deviation(found, self.expected) * abs(self.scan.intensity.white - self.scan.intensity.black)
+
+    def _wanted(self) -> tuple[int, ...]:
+        """Samples of a tile with a whole halo."""
+        halo = self.upscaler.halo
+        return tuple(min(n, _side(len(halo)) + 2 * h) for n, h in zip(self.scan.shape[-len(halo) :], halo, strict=True))
+
+    def _fitting(self, choice: EngineChoice, extent: tuple[int, ...]) -> Plan:
+        return plan(
+            self.scan,
+            self.upscaler,
+            memory=self.memory,
+            device=self.device,
+            block=(1,) * (len(self.scan.shape) - len(extent)) + extent,
+            engine=choice,
+            most_batch=1,
+            alone=True,
+        )
+
+
+def _side(dims: int) -> int:
+    return {1: 4096, 2: 64, 3: 16}[dims]
+
+
+def _measured_tiles(scan: Scan, upscaler: Upscaler, extent: tuple[int, ...]) -> Iterator[_MeasuredTile]:
+    """The window of most contrast, and if the scan is large enough one of median contrast, each in `extent` samples."""
+    dims = len(extent)
+    size = tuple(min(n, _side(dims)) for n in extent)
     windows = sorted(_windows(scan.shape, size), key=lambda w: _contrast(scan, w))
-    cost = math.prod(min(n, s + 2 * h) for n, s, h in zip(scan.shape[-dims:], size, upscaler.halo, strict=True))
     typical = windows[len(windows) // 2]
-    few = 2 * cost > MEASURED_SHARE * math.prod(scan.shape) or typical == windows[-1]
-    factor = scan.grid.pad_factor(upscaler.factor)
-    halo = (0,) * (len(factor) - dims) + tuple(upscaler.halo)
+    few = 2 * math.prod(extent) > MEASURED_SHARE * math.prod(scan.shape) or typical == windows[-1]
     for window in windows[-1:] if few else [windows[-1], typical]:
-        target = tuple(slice(s.start * f, s.stop * f) for s, f in zip(window, factor, strict=True))
-        tile = next(plan_tiles(scan.shape, factor, halo=halo, tile=scan.shape, target=target))
-        stored = scan.read(tile.read)
+        inner = window[-dims:]
+        starts = [
+            min(max(0, w.start - (e - s) // 2), n - e)
+            for w, e, s, n in zip(inner, extent, size, scan.shape[-dims:], strict=True)
+        ]
+        stored = scan.read((*window[:-dims], *(slice(a, a + e) for a, e in zip(starts, extent, strict=True))))
         unit, holes = scan.intensity.to_unit(stored), scan.intensity.holes(stored)
         if holes.any():
             unit = fill_holes(unit, holes, dims=dims)
-        yield _MeasuredTile(torch.from_numpy(unit.reshape(1, 1, *unit.shape[-dims:])), tile.keep[-dims:])
+        keep = tuple(
+            slice((w.start - a) * f, (w.stop - a) * f) for w, a, f in zip(inner, starts, upscaler.factor, strict=True)
+        )
+        yield _MeasuredTile(torch.from_numpy(unit.reshape(1, 1, *unit.shape[-dims:])), keep)
 
 
 def _windows(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[Region]:

@@ -14,7 +14,7 @@ from medsr.io.naming import DICOM_SUFFIXES, FOREIGN, PLANE_SUFFIXES, scan_name
 from medsr.io.places import Bucket, place
 from medsr.io.planes import numbered_planes
 from medsr.io.remote import read_fetched
-from medsr.io.source import NoImageError, Reader, Source
+from medsr.io.source import NoImageError, Reader, Source, refuse_replaced, versioned
 from medsr.scan import Intensity, Scan, ScanError
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "find_scans",
     "read_scan",
     "set_cache_limit",
+    "versioned",
 ]
 
 
@@ -52,16 +53,18 @@ def read_scan(
 
     Raises:
         NoImageError: a sound file without an image, such as a DICOM report.
-        ScanError: nothing is there, no reader knows it, it holds several scans, or its reader refuses it; the
-            message names the file, what was expected and found, and the cure.
+        ScanError: nothing is there, no reader knows it, it holds several scans, its reader refuses it, or it is not
+            the version that its source names; the message names the file, what was expected and found, and the cure.
         OSError: an object store that does not answer, or no room for the copy.
     """
     source, warning = (path, "") if isinstance(path, Source) else _one_source(path)
     if not source.url:
+        refuse_replaced(source)
         scan = _read(source, series=series, intensity=intensity)
     elif Bucket(source.url).is_file():
         scan = read_fetched(source, partial(_read, series=series), intensity=intensity)
     else:
+        refuse_replaced(source)
         scan = omezarr_reader.read(source, series, intensity=intensity)
     return replace(scan, warnings=(warning, *scan.warnings)) if warning else scan
 

@@ -14,12 +14,21 @@ from functools import cache
 from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 __all__ = ["Bucket", "as_url", "digest_of", "public_name"]
+
+CACHED = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https")
+"""Kinds of store whose client keeps listings unless told not to; others may hand the option on, and fail."""
+
+TIMES = ("LastModified", "last_modified", "Last-Modified", "mtime", "created")
+"""Where the clients of stores tell the time of change."""
+
+WHOLE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")
+"""Kinds of store where an object that is put is there whole or not at all."""
 
 
 def as_url(location: str | Path) -> str | None:
@@ -43,7 +52,11 @@ def public_name(url: str) -> str:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A prefix of an object store, by fsspec. A file is one object, written by one PUT: whole or not at all.
+    """A prefix of an object store, by fsspec. A file is one object, written whole or not at all.
+
+    Written is to S3 (tested), Google Cloud Storage and Azure (not tested here, by their own word): one request, or by
+    s3fs from 100 MB on several parts that become the object with the last request; parts that a killed writer left are
+    no object, and a rule of the bucket should clear them. Read is from any store that fsspec knows.
 
     Listings are asked for anew each time, so that what another writer has just put is seen.
     """
@@ -64,7 +77,12 @@ class Bucket:
         return False
 
     def child(self, name: str, /) -> Bucket:
-        """The prefix below this one."""
+        """The prefix below this one.
+
+        Raises:
+            OSError: the URL has a query (a signed one), which holds for one file.
+        """
+        self._refuse_query()
         return Bucket(f"{self.url}/{name}")
 
     def exists(self) -> bool:
@@ -81,13 +99,30 @@ class Bucket:
                 return None
 
     def put(self, key: str, data: bytes | memoryview, /) -> None:
-        """Store an object in one request.
+        """Store an object.
 
         Raises:
-            OSError: no such bucket, no right to write, no way to the store.
+            OSError: no such bucket, no right to write, no way to the store; a store where a file may be torn.
         """
+        scheme = urlsplit(self.url).scheme
+        if scheme not in WHOLE:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"expected a store where a file is there whole or not at all, found {scheme}://, where an interrupted "
+                "writer leaves a torn one; write to a folder, or to s3://, gs:// or abfs://",
+                self.name,
+            )
         with self._errors(key):
             self._files.pipe_file(self._at(key), data if isinstance(data, bytes) else bytes(data))
+
+    def put_new(self, key: str, data: bytes, /) -> bool:
+        """Store an object that is absent (a conditional PUT): of two that do so at the same time one succeeds."""
+        with self._errors(key):
+            try:
+                self._files.pipe_file(self._at(key), data, mode="create")
+            except FileExistsError:
+                return False
+        return True
 
     def delete(self, key: str, /) -> None:
         """Remove an object; one that is absent is fine."""
@@ -101,6 +136,7 @@ class Bucket:
     def listing(self, prefix: str = "") -> dict[str, str]:
         """For each key that begins with `prefix`: size and version (ETag, else time of change) as the store lists
         them."""
+        self._refuse_query()
         top = self._at(prefix.rpartition("/")[0]).rstrip("/")
         with self._errors(prefix):
             try:
@@ -117,6 +153,7 @@ class Bucket:
         Raises:
             OSError: there are none, or no such bucket.
         """
+        self._refuse_query()
         with self._errors():
             found = self._files.ls(self._root, detail=True)
         paths = {info["name"].rstrip("/"): info["type"] == "directory" for info in found}
@@ -134,8 +171,14 @@ class Bucket:
         unknown)."""
         with self._errors():
             info = self._files.info(self._root)
-        changed = info.get("LastModified") or info.get("mtime") or 0.0
-        return _version(info), changed.timestamp() if isinstance(changed, datetime) else float(changed)
+        return _version(info), _changed(info)
+
+    def documents(self) -> list[tuple[str, str, float]]:
+        """Of the objects at most two levels below, as the metadata of an OME-Zarr are: path, and as `version`."""
+        self._refuse_query()
+        with self._errors():
+            found = self._files.find(self._root, maxdepth=2, detail=True)
+        return sorted((path, _version(info), _changed(info)) for path, info in found.items())
 
     def clear(self) -> None:
         """Remove all objects below; the bucket itself stays."""
@@ -162,8 +205,9 @@ class Bucket:
         """A zarr FsspecStore to read from."""
         from zarr.storage import FsspecStore
 
+        self._refuse_query()
         with self._errors():
-            return FsspecStore.from_url(self.url, storage_options={"use_listings_cache": False}, read_only=True)
+            return FsspecStore.from_url(self.url, storage_options=_options(self.url), read_only=True)
 
     @property
     def _files(self) -> Any:
@@ -174,7 +218,18 @@ class Bucket:
     def _root(self) -> str:
         return str(self._files._strip_protocol(self.url)).rstrip("/")
 
+    def _refuse_query(self) -> None:
+        if urlsplit(self.url).query:
+            raise OSError(
+                errno.EINVAL,
+                "expected a folder's URL without a query, found one (a signed URL holds for one file); give the "
+                "rights by the environment",
+                self.name,
+            )
+
     def _at(self, key: str) -> str:
+        if key:
+            self._refuse_query()
         return f"{self._root}/{key}" if key else self._root
 
     @contextmanager
@@ -184,8 +239,9 @@ class Bucket:
             yield
         except MemoryError:
             raise
-        except Exception as error:  # each store's client raises types of its own
-            raise OSError(_number(error), _reason(error, self), where) from error
+        except Exception as error:  # noqa: BLE001  each store's client raises types of its own
+            reason, hidden = _reason(error, self)
+            raise OSError(_number(error), reason, where) from (None if hidden else error)
 
 
 @cache
@@ -194,12 +250,22 @@ def _file_system(host: str, _process: int) -> Any:
     for a forked one."""
     import fsspec
 
-    return fsspec.url_to_fs(host, use_listings_cache=False)[0]
+    return fsspec.url_to_fs(host, **_options(host))[0]
+
+
+def _options(url: str) -> dict[str, Any]:
+    return {"use_listings_cache": False} if urlsplit(url).scheme in CACHED else {}
 
 
 def _version(info: dict[str, Any]) -> str:
-    marks = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created")
+    marks = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", *TIMES)
     return f"{info.get('size')} {next((info[mark] for mark in marks if info.get(mark)), '')}"
+
+
+def _changed(info: dict[str, Any]) -> float:
+    """Time of change in seconds; 0: unknown."""
+    changed = next((info[mark] for mark in TIMES if isinstance(info.get(mark), (datetime, float, int))), 0.0)
+    return changed.timestamp() if isinstance(changed, datetime) else float(changed)
 
 
 def _number(error: Exception) -> int:
@@ -211,11 +277,30 @@ def _number(error: Exception) -> int:
     return errno.EIO
 
 
-def _reason(error: Exception, bucket: Bucket) -> str:
-    if isinstance(error, FileNotFoundError) and " " not in str(error).strip():  # a mere key
-        return "nothing there"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-    return " ".join(said.replace(bucket.url, bucket.name).split())
+def _reason(error: Exception, bucket: Bucket) -> tuple[str, bool]:
+    """What a client says without secrets, and whether there were any, in its message or its traceback.
+
+    Queries and users go from whatever looks like a URL. What then still holds a part of the URL's own secrets, as
+    clients word them anew, is left out.
+    """
+    kind, words = type(error).__name__, str(error)
+    secrets = _secrets(bucket.url)
+    if isinstance(error, FileNotFoundError) and " " not in words.strip():  # a mere key
+        return "nothing there", bool(secrets)
+    said = " ".join((error.strerror if isinstance(error, OSError) and error.strerror else f"{kind}: {words}").split())
+    shown = re.sub(r"\?[^\s?=]+=\S*", "", re.sub(r"(?<=://)[^/\s?#@]*@", "", said))
+    if any(secret in shown for secret in secrets):
+        shown = f"{kind} (its words would show a secret of the URL)"
+    return shown, bool(secrets) or shown != said
+
+
+def _secrets(url: str) -> set[str]:
+    """The password of a URL and the values of its query, as they are and decoded."""
+    parts = urlsplit(url)
+    found = {value for _, _, value in (pair.partition("=") for pair in parts.query.split("&"))}
+    if parts.scheme not in ("abfs", "abfss"):
+        found.add(parts.netloc.rpartition("@")[0].partition(":")[2])
+    return {text for value in found if len(value) > 3 for text in (value, unquote(value))}
 
 
 def digest_of(stream: BufferedIOBase) -> str:

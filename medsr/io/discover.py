@@ -251,7 +251,10 @@ def find_all(
 def _is_result(path: Path, results: Path, searched: Path) -> bool:
     if not _inside(path, results):
         return False
-    return not _inside(searched, results) or stored_job(Folder(path)) is not None
+    try:
+        return not _inside(searched, results) or stored_job(Folder(path)) is not None
+    except OSError:  # kept: its reader names the reason
+        return False
 
 
 def _inside(path: Path, folder: Path) -> bool:

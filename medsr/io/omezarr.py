@@ -261,11 +261,15 @@ def shard_digest(target: Place, level: Level, index: Index) -> str | None:
 
 
 def stored_job(target: Place) -> dict[str, Any] | None:
-    """What decided the bytes of a complete result, as its writer recorded it; None for anything else."""
+    """What decided the bytes of a complete result, as its writer recorded it; None for anything else.
+
+    Raises:
+        OSError: it cannot be asked for; whether there is a result is not known.
+    """
+    stored = target.get("zarr.json")
     try:
-        attributes = json.loads(target.get("zarr.json") or b"")["attributes"]
-        return dict(attributes["medsr"]["job"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads(stored or b"")["attributes"]["medsr"]["job"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 

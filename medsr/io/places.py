@@ -53,6 +53,10 @@ class Place(Protocol):
         """Store bytes under a key, in the place of older ones: whole or not at all, and lasting when it returns."""
         ...
 
+    def put_new(self, key: str, data: bytes, /) -> bool:
+        """Store bytes under a key that is absent; False, and nothing changed, if it is there."""
+        ...
+
     def delete(self, key: str, /) -> None:
         """Remove a key; one that is absent is fine."""
         ...
@@ -147,7 +151,7 @@ class Folder:
         """All bytes of a file; None where there is none."""
         try:
             return (self.path / key).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, key: str, data: bytes | memoryview, /) -> None:
@@ -170,6 +174,18 @@ class Folder:
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, str(target)) from error
             raise
+
+    def put_new(self, key: str, data: bytes, /) -> bool:
+        """Write a file that is absent: of two that do so at the same time one succeeds."""
+        whole = f"{key}.{os.getpid()}.{threading.get_ident()}{UNFINISHED}"
+        self.put(whole, data)
+        try:
+            os.link(self.path / whole, self.path / key)
+        except FileExistsError:
+            return False
+        finally:
+            self.delete(whole)
+        return True
 
     def delete(self, key: str, /) -> None:
         """Remove a file; one that is absent is fine."""
@@ -195,7 +211,7 @@ class Folder:
         try:
             with (self.path / key).open("rb") as stream:
                 return digest_of(stream)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def zarr_store(self) -> Store:

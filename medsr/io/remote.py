@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +26,20 @@ from medsr.io.naming import DICOM_SUFFIXES, FOREIGN, IMAGE_SUFFIXES, scan_name, 
 from medsr.io.omezarr import stored_job
 from medsr.io.omezarr_reader import MARKERS
 from medsr.io.places import Bucket, Place
-from medsr.io.source import Source, natural_key
+from medsr.io.source import Source, natural_key, refuse_replaced
 from medsr.scan import Intensity, LazyArray, Scan, ScanError
 
 __all__ = ["Copy", "FetchedArray", "fetched", "find_remote", "read_fetched"]
 
 _log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class ReadLocal(Protocol):
@@ -53,13 +64,13 @@ def find_remote(bucket: Bucket, *, results: Place | None = None) -> list[Source]
         if bucket.is_file():
             return [_source(bucket)]
         found = _below(bucket)
+        if isinstance(results, Bucket):
+            found = [source for source in found if not _is_result(source, results, bucket)]
     except OSError as error:
         raise ScanError(
             f"{bucket.name}: expected a file, an OME-Zarr group or a folder of them, found {error.strerror}; check the "
             "name, the endpoint and the rights"
         ) from error
-    if isinstance(results, Bucket):
-        found = [source for source in found if not _is_result(source, results, bucket)]
     return unique(sorted(found, key=lambda source: natural_key(source.path)), Path(bucket.name))
 
 
@@ -108,41 +119,115 @@ def _is_result(source: Source, results: Bucket, searched: Bucket) -> bool:
 
 
 class Copy:
-    """A private copy of an object on disk, removed when nothing uses it any more, at the latest when the process ends
-    (unless it is killed)."""
+    """A copy of one version of an object on disk, one for all processes of the user on this machine.
 
-    def __init__(self, bucket: Bucket, address: str, changed: float) -> None:
-        folder = tempfile.mkdtemp(prefix=f"medsr-{address[:16]}-")
-        self._remove = weakref.finalize(self, _remove, folder, os.getpid())
-        self.path = Path(folder, Path(bucket.name).name)
+    Whoever uses it holds a shared lock on a file beside it, which the system drops with the process, however that ends.
+    The last to let go removes it; what killed processes left is removed by the next that fetches anything.
+    """
+
+    def __init__(self, bucket: Bucket, version: str, changed: float) -> None:
+        mine = f" {os.getpid()}" if fcntl is None else ""  # without such locks a copy is not shared
+        address = hashlib.sha256(f"{bucket.url} {version}{mine}".encode()).hexdigest()[:32]
+        folder = _copies_folder() / address
+        self.version, self.path = version, folder / Path(bucket.name).name
+        lock = folder.with_suffix(LOCK)
+        self._lock = _held(lock, folder, lambda: self._fetch(bucket, changed))
+        weakref.finalize(self, _let_go, self._lock, lock, os.getpid())
+        for left in folder.parent.glob(f"*{LOCK}"):
+            _sweep(left)
+
+    def _fetch(self, bucket: Bucket, changed: float) -> None:
+        if self.path.exists():
+            return
+        part = self.path.with_name("fetched.part")
+        part.parent.mkdir(exist_ok=True)
+        bucket.fetch(part)
+        if bucket.version()[0] != self.version:
+            raise ScanError(f"{bucket.name}: expected a file at rest, found it replaced while it was read; run again")
+        os.utime(part, (changed, changed))
+        part.replace(self.path)
+
+
+def _copies_folder() -> Path:
+    """The folder of the user's copies, which nobody else may enter.
+
+    Raises:
+        PermissionError: somebody else made it, or may enter.
+    """
+    user = str(os.getuid()) if fcntl is not None else "copies"
+    folder = Path(tempfile.gettempdir(), f"medsr-{user}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if fcntl is not None and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077):
+        raise PermissionError(
+            errno.EACCES, "expected a folder of your own (mode 700); remove it, or set TMPDIR", str(folder)
+        )
+    return folder
+
+
+def _held(lock: Path, folder: Path, fill: Callable[[], None]) -> IO[bytes]:
+    """A shared lock on the folder once it is filled, alone, by whoever comes first."""
+    while True:
+        stream = lock.open("ab")
         try:
-            bucket.fetch(self.path)
+            _flock(stream, "LOCK_EX")
+            if not _is(lock, stream):  # removed while this process waited
+                stream.close()
+                continue
+            fill()
+            _flock(stream, "LOCK_SH")  # not at once: somebody may sweep in between
+            if _is(lock, stream) and folder.exists():
+                return stream
         except BaseException:
-            self._remove()
+            stream.close()
+            _sweep(lock)
             raise
-        os.utime(self.path, (changed, changed))
+        stream.close()
 
 
-def _remove(folder: str, owner: int) -> None:
+def _let_go(stream: IO[bytes], lock: Path, owner: int) -> None:
+    stream.close()
     if os.getpid() == owner:  # a forked process has the object, but not the file
-        shutil.rmtree(folder, ignore_errors=True)
+        _sweep(lock)
 
 
-_copies: weakref.WeakValueDictionary[str, Copy] = weakref.WeakValueDictionary()
+def _sweep(lock: Path) -> None:
+    """Remove a copy that nobody uses."""
+    with suppress(OSError), lock.open("rb") as stream:
+        _flock(stream, "LOCK_EX", "LOCK_NB")
+        if _is(lock, stream):
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()
+
+
+def _flock(stream: IO[bytes], *how: str) -> None:
+    if fcntl is not None:
+        fcntl.flock(stream, sum(getattr(fcntl, name) for name in how))
+
+
+def _is(lock: Path, stream: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(lock.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+_copies: weakref.WeakValueDictionary[tuple[int, str, str], Copy] = weakref.WeakValueDictionary()
 
 
 def fetched(url: str) -> Copy:
     """A copy of an object; the same one while it is in use and the object has not changed.
 
     Raises:
+        ScanError: the object was replaced while it was copied.
         OSError: the object is not there, or there is no room for it.
     """
     bucket = Bucket(url)
     version, changed = bucket.version()
-    address = hashlib.sha256(f"{os.getpid()} {url} {version}".encode()).hexdigest()
-    copy = _copies.get(address)
+    copy = _copies.get((os.getpid(), url, version))
     if copy is None:
-        copy = _copies[address] = Copy(bucket, address, changed)
+        copy = _copies[os.getpid(), url, version] = Copy(bucket, version, changed)
     return copy
 
 
@@ -154,13 +239,15 @@ def read_fetched(source: Source, read: ReadLocal, *, intensity: Intensity | None
         OSError: the object is not there, or there is no room for it.
     """
     copy, scan = _open(source, read, intensity)
+    source = replace(source, version=copy.version)
     return replace(scan, data=FetchedArray(source, read, scan.intensity, copy=copy, data=scan.data))
 
 
 def _open(source: Source, read: ReadLocal, intensity: Intensity | None) -> tuple[Copy, Scan]:
     copy = fetched(source.url)
+    refuse_replaced(source, copy.version)
     with _named(source, copy):
-        return copy, read(replace(source, path=copy.path, files=(copy.path,), url=""), intensity=intensity)
+        return copy, read(replace(source, path=copy.path, files=(copy.path,), url="", version=""), intensity=intensity)
 
 
 @contextmanager
@@ -193,11 +280,6 @@ class FetchedArray:
         with self._lock:
             if self._opened is None:
                 copy, scan = _open(self.source, self.read, self.intensity)
-                if tuple(scan.shape) != self.shape:
-                    raise ScanError(
-                        f"{self.source.location}: expected {self.shape} samples as before, found {scan.shape}; the "
-                        "file was replaced, read it anew"
-                    )
                 self._opened = copy, scan.data
         copy, data = self._opened
         with _named(self.source, copy):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from medsr.io.bucket import public_name
+from medsr.io.bucket import Bucket, public_name
 from medsr.scan import Intensity, Scan, ScanError
 
-__all__ = ["NoImageError", "Read", "Reader", "Source", "natural_key"]
+__all__ = ["NoImageError", "Read", "Reader", "Source", "natural_key", "refuse_replaced", "versioned"]
 
 
 class NoImageError(ScanError):
@@ -29,6 +30,7 @@ class Source:
         subject: "" unknown (always so in an object store); else 16 hex digits of the SHA-256 of the patient's id,
             never the id.
         url: of the OME-Zarr group or the file in an object store; "" for files on disk.
+        version: of the files when a job began, by `versioned`: `read_scan` refuses others. "": any.
     """
 
     path: Path
@@ -36,11 +38,57 @@ class Source:
     name: str
     subject: str = ""
     url: str = field(default="", repr=False)
+    version: str = ""
 
     @property
     def location(self) -> str:
         """Where the scan is, for messages: the path, or the URL without its password or token."""
         return public_name(self.url) if self.url else str(self.path)
+
+
+def versioned(source: Source) -> Source:
+    """The source with the version of its files as they are now: by names, sizes and times of change.
+
+    Of a file in an object store by size and ETag. Of an OME-Zarr the files at most two levels
+    deep count: its documents, which whoever writes it anew writes too.
+
+    Raises:
+        OSError: a file is not there, or the store does not answer.
+    """
+    return replace(source, version=_version(source))
+
+
+def refuse_replaced(source: Source, version: str | None = None) -> None:
+    """Raise a ScanError if the files, or their `version` where it is known, are not those of `source.version`."""
+    if not source.version:
+        return
+    try:
+        found = _version(source) if version is None else version
+    except OSError as error:
+        found = f"none that can be asked for ({error.strerror})"
+    if found != source.version:
+        raise ScanError(
+            f"{source.location}: expected the files as they were when the work began ({source.version}), found "
+            f"{found}; they were replaced: begin again"
+        )
+
+
+def _version(source: Source) -> str:
+    if source.url:
+        bucket = Bucket(source.url)
+        return bucket.version()[0] if bucket.is_file() else _of_marks(bucket.documents())
+    files = [file for path in source.files for file in (_documents(path) if path.is_dir() else (path,))]
+    stats = [(file, file.stat()) for file in files]
+    # In microseconds: some network file systems round the time.
+    return _of_marks([(str(file), str(s.st_size), s.st_mtime_ns // 1000) for file, s in stats])
+
+
+def _documents(folder: Path) -> list[Path]:
+    return [file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.is_file()]
+
+
+def _of_marks(marks: Sequence[tuple[str, str, float]]) -> str:
+    return f"{len(marks)} files, {hashlib.sha256(repr(sorted(marks)).encode()).hexdigest()[:16]}"
 
 
 class Read(Protocol):

@@ -130,12 +130,13 @@ def with_edge_cells(cells: Tensor, stage: Factor, radius: tuple[int, ...]) -> Te
 def _group(outputs: int, radius: tuple[int, ...], multiple: tuple[int, ...]) -> tuple[int, ...]:
     """Cells computed at once, one an axis: doubled until the lanes are full or the kernel grows by too much.
 
+    A divisor of the two radii, for without edges those are what a result is shorter by.
     Never along the last axis: there kernels of a stride sum in an order that depends on the size of the tile.
     """
     group = [1] * len(radius)
     for axis, (r, m) in enumerate(zip(radius[:-1], multiple, strict=False)):
         while m % (2 * group[axis]) == 0 and outputs * math.prod(group) < LANES:
-            if 2 * r + 2 * group[axis] > MOST_GROWTH * (2 * r + group[axis]):
+            if r % group[axis] or 2 * r + 2 * group[axis] > MOST_GROWTH * (2 * r + group[axis]):
                 break
             group[axis] *= 2
     return tuple(group)
