@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_the_last_layer_is_in_full_precision(kind, name, edges):
     stages, same = built.stages(edges=edges), torch.nn.Identity()
     wide = stages.last.weight.shape[1]
     alone = Stages(Repeated(wide), same, same, stages.last, None, stages.rise_halo)
-    found = torch.randn(1, wide, *(24,) * len(built.factor), generator=torch.Generator().manual_seed(0))
+    found = torch.randn(1, wide, *(12,) * len(built.factor), generator=torch.Generator().manual_seed(0))
     found = found.bfloat16().float()
     expected = stages.last(found)
     if name == "openvino":
@@ -250,9 +251,10 @@ def test_out_of_memory_leaves_the_reference(error, monkeypatch):
     assert "failed (no memory left)" in said
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_choosing_stays_within_the_memory_of_the_process():
     code = (
-        "import resource, numpy as np, torch\n"
+        "import numpy as np, torch\n"
         "torch.set_num_threads(1)\n"
         "from medsr.engines import choose_engine\n"
         "from medsr.methods import SRResNet\n"
@@ -261,13 +263,13 @@ def test_choosing_stays_within_the_memory_of_the_process():
         "scan = Scan(values, Grid(('y', 'x')), Intensity(0, 65535, values.dtype))\n"
         "network = SRResNet((8, 8), blocks=2).eval()\n"
         "print(choose_engine(scan, network, engine='compiled', device='cpu', memory=600_000_000).name)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     name, peak = done.stdout.split()
     assert name == "compiled"
-    assert int(peak) < 600_000_000
+    assert int(peak) * 1024 < 600_000_000
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

@@ -124,33 +124,98 @@ def test_a_file_is_read_from_a_private_copy(bucket, private, sample):
     found, expected = read_scan(url), read_scan(sample)
     same(found, expected)
     (copy,) = private.rglob(sample.name)
-    assert copy.parent.stat().st_mode & 0o077 == 0
+    (folder,) = private.iterdir()
+    assert folder.stat().st_mode & 0o077 == 0
     again = read_scan(url)
-    assert len(list(private.iterdir())) == 1
+    assert list(private.rglob(sample.name)) == [copy]
     travelled = pickle.loads(pickle.dumps(found))
     del found
     gc.collect()
     assert copy.exists()
     del again
     gc.collect()
-    assert list(private.iterdir()) == []
+    assert list(folder.iterdir()) == []
     np.testing.assert_array_equal(travelled.read(), expected.read())
-    assert len(list(private.iterdir())) == 1
+    assert len(list(private.rglob(sample.name))) == 1
     del travelled
     gc.collect()
-    assert list(private.iterdir()) == []
+    assert list(folder.iterdir()) == []
+
+
+HOLDS = """
+import sys, tempfile
+tempfile.tempdir = sys.argv[2]
+from medsr.io import read_scan
+scan = read_scan(sys.argv[1])
+print(scan.data[3, 4, 5], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_share_a_copy_and_what_a_killed_one_left_is_swept(bucket, private):
+    url = put(place(bucket), "a.tif", NUCLEI)
+    other = put(place(bucket), "b.tif", NUCLEI)
+    ask = [sys.executable, "-c", HOLDS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([*ask, url, str(private)], **pipes) for _ in range(3)]
+    first = {process.stdout.readline() for process in running}
+    (copy,) = private.rglob("a.tif")
+    assert first == {f"{read_scan(NUCLEI).data[3, 4, 5]}\n"}
+    running[0].communicate()
+    assert copy.exists()
+    for process in running[1:]:
+        process.kill()
+        process.communicate()
+    assert copy.exists()
+    inode = copy.stat().st_ino
+    again = subprocess.Popen([*ask, url, str(private)], **pipes)
+    again.stdout.readline()
+    assert copy.stat().st_ino == inode  # taken over
+    again.kill()
+    again.communicate()
+    assert subprocess.run([*ask, other, str(private)], stdin=subprocess.DEVNULL, check=True, capture_output=True)
+    (folder,) = private.iterdir()
+    assert list(folder.iterdir()) == []
+
+
+def test_copies_that_come_and_go_in_many_processes_are_whole(bucket, private):
+    """Each fetches, reads and lets go, over and over, while the others do."""
+    url = put(place(bucket), "a.tif", NUCLEI)
+    code = (
+        "import sys, tempfile; tempfile.tempdir = sys.argv[2]; from medsr.io import read_scan\n"
+        "print({int(read_scan(sys.argv[1]).read().sum()) for _ in range(15)})"
+    )
+    ask = [sys.executable, "-c", code, url, str(private)]
+    running = [subprocess.Popen(ask, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert {process.communicate()[0] for process in running} == {f"{{{int(read_scan(NUCLEI).read().sum())}}}\n"}
+    (folder,) = private.iterdir()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_of_somebody_else_is_not_used(bucket, private):
+    url = put(place(bucket), "a.tif", NUCLEI)
+    read_scan(url)
+    (folder,) = private.iterdir()
+    folder.chmod(0o755)
+    with pytest.raises(OSError, match=r"expected a folder of your own \(mode 700\).*TMPDIR"):
+        read_scan(url)
+    folder.rmdir()
+    (private / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(private / "elsewhere")
+    with pytest.raises(OSError, match=r"expected a folder of your own"):
+        read_scan(url)
 
 
 def test_copies_go_with_the_process(bucket, private):
     url = put(place(bucket), NUCLEI.name, NUCLEI)
     code = (
         "import sys, tempfile; tempfile.tempdir = sys.argv[2]; from medsr.io import read_scan; "
-        "scan = read_scan(sys.argv[1]); import os; print(len(os.listdir(sys.argv[2])))"
+        "scan = read_scan(sys.argv[1]); from pathlib import Path; print(len([*Path(sys.argv[2]).rglob('*.tif')]))"
     )
     ended = subprocess.run([sys.executable, "-c", code, url, str(private)], capture_output=True, text=True, check=True)
     assert ended.stdout == "1\n"
     assert ended.stderr == ""
-    assert list(private.iterdir()) == []
+    assert list(private.glob("*/*")) == []
 
 
 def test_a_file_replaced_under_way_is_not_mixed(bucket, tmp_path):
@@ -205,7 +270,7 @@ def test_errors_name_the_url(bucket, tmp_path, private):
         assert str(private) not in str(caught.value)
         del caught  # its traceback holds the copy
     gc.collect()
-    assert list(private.iterdir()) == []
+    assert list(private.glob("*/*")) == []
 
 
 def test_what_is_not_there_is_named(bucket):
@@ -284,7 +349,7 @@ def test_the_digest_tells_a_changed_input(bucket, tmp_path, private):
     (source,) = find_scans(url)
     assert input_digest(source) == input_digest([NUCLEI])
     gc.collect()
-    assert list(private.iterdir()) == []
+    assert list(private.glob("*/*")) == []
     put_result(store.child("a.ome.zarr"), read_scan(NUCLEI))
     (volume,) = find_scans(f"{bucket}/a.ome.zarr")
     before = input_digest(volume)

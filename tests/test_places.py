@@ -196,11 +196,7 @@ def test_no_message_of_a_client_shows_a_secret() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Refused) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/x.tif{SIGNED}"
-        calls: tuple[Callable[[], object], ...] = (
-            lambda: find_scans(url), lambda: Bucket(url).get(""), lambda: Bucket(url).version(),
-            lambda: Bucket(url).digest(""),
-        )  # fmt: skip
-        for call in calls:
+        for call in (lambda: find_scans(url), lambda: Bucket(url).get(""), lambda: Bucket(url).version()):
             with pytest.raises((OSError, ScanError), match=r"127\.0\.0\.1.*/x\.tif") as caught:
                 call()
             shown = "".join(traceback.format_exception(caught.value))

@@ -204,10 +204,10 @@ class _Trial:
         before = tuple(self.tiles[0].low.shape[2:]) if self.tiles else ()
         fitting = self._fitting(choice, before or self._fitting(REFERENCE, self._wanted()).tile[-dims:])
         size = fitting.tile[-dims:]
-        if not self.expected or size != before:
-            self.tiles = [*_measured_tiles(self.scan, self.upscaler, size)]
+        if size != before:
+            tiles = [*_measured_tiles(self.scan, self.upscaler, size)]
             run = build_engine(self.upscaler, REFERENCE, device=self.device, strip=())
-            self.expected = [run(tile.low, tile.keep) for tile in self.tiles]
+            self.tiles, self.expected = tiles, [run(tile.low, tile.keep) for tile in tiles]
         run = build_engine(self.upscaler, choice, device=self.device, strip=fitting.strip, note=note)
         found = [run(tile.low, tile.keep) for tile in self.tiles]
         return _deviation(found, self.expected) * abs(self.scan.intensity.white - self.scan.intensity.black)

@@ -133,7 +133,7 @@ class Copy:
         lock = folder.with_suffix(LOCK)
         self._lock = _held(lock, folder, lambda: self._fetch(bucket, changed))
         weakref.finalize(self, _let_go, self._lock, lock, os.getpid())
-        for left in folder.parent.glob(f"*{LOCK}"):
+        for left in folder.parent.glob(f"*{LOCK}") if fcntl is not None else ():
             _sweep(left)
 
     def _fetch(self, bucket: Bucket, changed: float) -> None:

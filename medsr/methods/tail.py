@@ -130,7 +130,7 @@ def with_edge_cells(cells: Tensor, stage: Factor, radius: tuple[int, ...]) -> Te
 def _group(outputs: int, radius: tuple[int, ...], multiple: tuple[int, ...]) -> tuple[int, ...]:
     """Cells computed at once, one an axis: doubled until the lanes are full or the kernel grows by too much.
 
-    A divisor of the two radii, for without edges those are what a result is shorter by.
+    A divisor of two radii, for without edges that is what the result is shorter by.
     Never along the last axis: there kernels of a stride sum in an order that depends on the size of the tile.
     """
     group = [1] * len(radius)
