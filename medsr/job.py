@@ -202,7 +202,7 @@ def _engine(
             note=notes.append,
         )
     engine = EngineChoice(**kept["engine"])
-    reason = available(engine)
+    reason = available(engine, device=setting.device)
     if reason:
         raise ValueError(
             f"unfinished work was begun with {engine}, which cannot run here: {reason}; or use --overwrite"

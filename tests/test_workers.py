@@ -305,3 +305,20 @@ def test_a_record_of_other_bytes_is_no_record(plane: Path, tmp_path: Path, monke
     records.write_bytes(records.read_bytes() + b'{"level": 0, "shard": 3, "digest": "a"}\n\xff\xfe\x00')
     assert upscale_folder(plane, Cubic((2, 2)), out=out, options=SMALL).rows[0].status == "done"
     assert tree(out / "plane.ome.zarr") == calm(plane, tmp_path)
+
+
+def test_an_engine_that_does_not_run_here_is_named(
+    plane: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    network = SRResNet((2, 2), features=8, blocks=1)
+    stopped_at_once(plane, tmp_path / "out", monkeypatch, upscaler=network, engine="openvino", tolerance=1e9)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        row = upscale_folder(plane, network, out=tmp_path / "out", engine="openvino", tolerance=1e9).rows[0]
+    assert row.status == "failed"
+    assert "cannot run here" in row.reason
+    assert "medsr[fast]" in row.reason
+    row = upscale_folder(plane, network, out=tmp_path / "out", engine="openvino", tolerance=1e9).rows[0]
+    assert row.status == "done"
+    assert "openvino" in row.details["engine"]
