@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medsr.engines import REFERENCE, EngineChoice, EngineName, available, choose_engine
 from medsr.header import JOB, changes
-from medsr.io import Source, omezarr, read_scan
+from medsr.io import Source, omezarr, read_scan, versioned
 from medsr.io.digest import input_digest
 from medsr.io.lazy import KEEP_BYTES_MOST
 from medsr.io.places import Place
@@ -123,6 +123,7 @@ def prepare(
         ScanError: it cannot be read.
         MemoryTooSmallError, ValueError: as `plan` and `plan_levels`; or what was chosen cannot be kept here.
     """
+    source = versioned(source)
     scan, upscaler = _opened(source, setting)
     own = _identity(source, scan, upscaler, setting) if hashed else {}
     kept = header["settings"] if header is not None and not changes(header["identity"], own) else None

@@ -183,7 +183,7 @@ def test_copies_that_come_and_go_in_many_processes_are_whole(bucket, private):
     url = put(place(bucket), "a.tif", NUCLEI)
     code = (
         "import sys, tempfile; tempfile.tempdir = sys.argv[2]; from medsr.io import read_scan\n"
-        "print({int(read_scan(sys.argv[1]).read().sum()) for _ in range(15)})"
+        "print({int(read_scan(sys.argv[1]).read().sum()) for _ in range(6)})"
     )
     ask = [sys.executable, "-c", code, url, str(private)]
     running = [subprocess.Popen(ask, stdout=subprocess.PIPE, text=True) for _ in range(4)]

@@ -322,3 +322,29 @@ def test_an_engine_that_does_not_run_here_is_named(
     row = upscale_folder(plane, network, out=tmp_path / "out", engine="openvino", tolerance=1e9).rows[0]
     assert row.status == "done"
     assert "openvino" in row.details["engine"]
+
+
+def test_an_input_that_changes_under_the_workers_is_not_mixed_in(plane: Path, tmp_path: Path) -> None:
+    def tick(_: str, done: int, total: int) -> None:
+        if done == total // 4:
+            tifffile.imwrite(plane, tifffile.imread(NUCLEI)[9])
+            workers[0].kill()
+
+    from medsr import workers as crews
+
+    workers: list[object] = []
+    honest = crews.Processes.start
+
+    def start(self: crews.Processes, number: int) -> object:
+        workers.append(honest(self, number).process)
+        return self_worker(self)
+
+    def self_worker(self: crews.Processes) -> object:
+        return next(w for w in self._all if w.process is workers[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crews.Processes, "start", start)
+        row = upscale_folder(plane, Cubic((2, 2)), out=tmp_path / "out", options=SMALL, workers=2, tick=tick).rows[0]
+    assert row.status == "failed"
+    assert "plane.tif" in row.reason
+    assert not (tmp_path / "out" / "plane.ome.zarr").exists()

@@ -222,7 +222,7 @@ class Bucket:
         if urlsplit(self.url).query:
             raise OSError(
                 errno.EINVAL,
-                "expected a folder's URL without a query, found one (a signed URL holds for one file); give the "
+                "a URL with a query (a signed one), which holds for one file that is there, not for a folder; give the "
                 "rights by the environment",
                 self.name,
             )

@@ -10,6 +10,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -131,14 +132,12 @@ class Copy:
         folder = _copies_folder() / address
         self.version, self.path = version, folder / Path(bucket.name).name
         lock = folder.with_suffix(LOCK)
-        self._lock = _held(lock, folder, lambda: self._fetch(bucket, changed))
+        self._lock = _held(lock, self.path, lambda: self._fetch(bucket, changed))
         weakref.finalize(self, _let_go, self._lock, lock, os.getpid())
         for left in folder.parent.glob(f"*{LOCK}") if fcntl is not None else ():
             _sweep(left)
 
     def _fetch(self, bucket: Bucket, changed: float) -> None:
-        if self.path.exists():
-            return
         part = self.path.with_name("fetched.part")
         part.parent.mkdir(exist_ok=True)
         bucket.fetch(part)
@@ -166,22 +165,23 @@ def _copies_folder() -> Path:
     return folder
 
 
-def _held(lock: Path, folder: Path, fill: Callable[[], None]) -> IO[bytes]:
-    """A shared lock on the folder once it is filled, alone, by whoever comes first."""
+def _held(lock: Path, filled: Path, fill: Callable[[], None]) -> IO[bytes]:
+    """A shared lock on a file, once it is there: whoever comes first fills it, alone, and the others wait."""
     while True:
         stream = lock.open("ab")
         try:
-            _flock(stream, "LOCK_EX")
-            if not _is(lock, stream):  # removed while this process waited
-                stream.close()
-                continue
-            fill()
-            _flock(stream, "LOCK_SH")  # not at once: somebody may sweep in between
-            if _is(lock, stream) and folder.exists():
+            _flock(stream, "LOCK_SH")
+            if not (_is(lock, stream) and filled.exists()):
+                _flock(stream, "LOCK_EX", "LOCK_NB")
+                if _is(lock, stream):
+                    fill()
+                _flock(stream, "LOCK_SH")
+            if _is(lock, stream) and filled.exists():  # not swept meanwhile: locks do not change at once
                 return stream
+        except BlockingIOError:  # another is about to fill it
+            time.sleep(0.01)
         except BaseException:
-            stream.close()
-            _sweep(lock)
+            _let_go(stream, lock, os.getpid())
             raise
         stream.close()
 
