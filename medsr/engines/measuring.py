@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -36,6 +35,9 @@ MEASURED_SHARE = 0.03
 """Share of the scan's samples that the tiles to measure on may have, halo included."""
 
 NO_OPENVINO = "engine openvino: expected OpenVINO, found none installed; pip install 'medsr[fast]'"
+
+SEARCHED_SAMPLES = 2**26
+"""Samples of a scan that are looked at to find where it has most contrast."""
 
 Note = Callable[[str], None]
 Candidate = tuple[EngineFor, Precision]
@@ -238,7 +240,7 @@ def _measured_tiles(scan: Scan, upscaler: Upscaler, extent: tuple[int, ...]) -> 
     """The window of most contrast, and if the scan is large enough one of median contrast, each in `extent` samples."""
     dims = len(extent)
     size = tuple(min(n, _side(dims)) for n in extent)
-    windows = sorted(_windows(scan.shape, size), key=lambda w: _contrast(scan, w))
+    windows = [window for _, window in sorted(_windows(scan, size), key=lambda found: found[0])]
     typical = windows[len(windows) // 2]
     few = 2 * math.prod(extent) > MEASURED_SHARE * math.prod(scan.shape) or typical == windows[-1]
     for window in windows[-1:] if few else [windows[-1], typical]:
@@ -257,19 +259,23 @@ def _measured_tiles(scan: Scan, upscaler: Upscaler, extent: tuple[int, ...]) -> 
         yield _MeasuredTile(torch.from_numpy(unit.reshape(1, 1, *unit.shape[-dims:])), keep)
 
 
-def _windows(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[Region]:
-    """Windows of `size` along the last axes: 5 along each of the last two, 3 along the others, evenly spaced."""
-    full = (1,) * (len(shape) - len(size)) + size
-    starts = []
-    for axis, (n, s) in enumerate(zip(shape, full, strict=True)):
-        count = 5 if axis >= len(shape) - 2 else 3
-        starts.append(sorted({round(i * (n - s) / (count - 1)) for i in range(count)}))
-    for corner in product(*starts):
-        yield tuple(slice(a, a + s) for a, s in zip(corner, full, strict=True))
-
-
-def _contrast(scan: Scan, window: Region) -> float:
-    """Largest less smallest value: one bright speck is where half precision deviates most."""
-    stored = scan.read(window)
-    measured = stored[~scan.intensity.holes(stored)]
-    return float(measured.max()) - float(measured.min()) if measured.size else 0.0
+def _windows(scan: Scan, size: tuple[int, ...]) -> Iterator[tuple[float, Region]]:
+    """Windows of `size` along the last axes, side by side, each with its largest less its smallest value: at an edge
+    or a bright speck half precision deviates most. In a large scan evenly spaced rows of windows are looked at."""
+    full = (1,) * (len(scan.shape) - len(size)) + size
+    *counts, along = (math.ceil(n / s) for n, s in zip(scan.shape, full, strict=True))
+    rows = math.prod(counts)
+    fitting = max(1, SEARCHED_SAMPLES // (math.prod(full[:-1]) * scan.shape[-1]))
+    for row in sorted({round(i) for i in np.linspace(0, rows - 1, min(rows, fitting))}):
+        cell = (*map(int, np.unravel_index(row, counts)), 0) if counts else (0,)
+        starts = [min(c * s, n - s) for c, s, n in zip(cell, full, scan.shape, strict=True)]
+        stored = scan.read((*(slice(a, a + s) for a, s in zip(starts[:-1], full, strict=False)), slice(None)))
+        holes, around = scan.intensity.holes(stored), tuple(range(stored.ndim - 1))
+        highest = np.where(holes, -np.inf, stored).max(axis=around)
+        lowest = np.where(holes, np.inf, stored).min(axis=around)
+        for index in range(along):
+            start = min(index * full[-1], scan.shape[-1] - full[-1])
+            here = slice(start, start + full[-1])
+            contrast = float(highest[here].max() - lowest[here].min())
+            inside = (*(slice(a, a + s) for a, s in zip(starts[:-1], full, strict=False)), here)
+            yield (contrast if math.isfinite(contrast) else 0.0), inside
