@@ -214,15 +214,11 @@ class MappedArray:
         self.shape = tuple(int(n) for n in shape)
         self.stored = np.dtype(dtype)
         self.dtype = self.stored.newbyteorder("=")
-        self._map: Array | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
 
     def __getitem__(self, region: Any, /) -> Array:
-        if self._map is None:
-            self._map = np.memmap(self.path, self.stored, mode="r", offset=self.offset, shape=self.shape)
-        return np.array(self._map[region], dtype=self.dtype)
+        # Mapped for this request only: what a mapping has touched counts as memory of the process until it is closed.
+        mapped = np.memmap(self.path, self.stored, mode="r", offset=self.offset, shape=self.shape)
+        return np.array(mapped[region], dtype=self.dtype)
 
 
 class Arranged:
