@@ -42,6 +42,7 @@ def stack(path: Path, gigabytes: float) -> None:
             (wide[i % len(wide)] for i in range(count)),
             shape=(count, *wide.shape[1:]),
             dtype=wide.dtype,
+            photometric="minisblack",
             metadata={"axes": "ZYX"},
         )
 

@@ -31,6 +31,9 @@ BASE_BYTES = 500_000_000
 WORKSPACE = {"torch": 1.25, "compiled": 1.25, "openvino": 1.45}
 """Factor on the counted tensors for what an engine holds besides (measured: 1.06, 1.05, 1.3)."""
 
+UNKNOWN_WORKSPACE = 2.0
+"""The same for what is no network of stages: the copies inside its operations are not known."""
+
 HALF_WORKSPACE = {"compiled": 1.25, "openvino": 1.9}
 """The same where the layers between are in half precision (measured: 1.05; OpenVINO, whose parts take and return
 float32, 1.75 times the tensors of float32)."""
@@ -214,7 +217,8 @@ def _cost_of(
     waits = 4.0 * fine * waiting if device.type == "cpu" else 0.0
     if engine is None or engine.name == "torch" or not isinstance(upscaler, Staged):
         run = placed(upscaler, device)
-        per_read = WORKSPACE["torch"] * _probed(run, _probe(len(limit), device)) + read
+        more = WORKSPACE["torch"] if isinstance(upscaler, Staged) else UNKNOWN_WORKSPACE
+        per_read = more * _probed(run, _probe(len(limit), device)) + read
         return _Cost(limit, halo, None, 0, per_read + result, waits, 0.0)
     half = device.type == "cuda" and engine.precision != "float32"
     factors = WORKSPACE if engine.precision == "float32" else HALF_WORKSPACE

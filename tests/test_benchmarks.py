@@ -194,7 +194,7 @@ def test_the_plain_loop_learns_what_medsr_learns(load, phase: str) -> None:
 
 def test_tiling() -> None:
     pytest.importorskip("monai")
-    done = run("tiling.py", "--size", 200, "--rounds", 1)
+    done = run("tiling.py", "--size", 256, "--rounds", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(rows_of(done.stdout)) >= {"medsr", "plain_loop", "sliding_window", "zarr_merger"}
 
