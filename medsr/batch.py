@@ -86,7 +86,7 @@ def upscale_folder(
         out: folder or URL of the results, made if absent.
         options: how to read and store; None: the defaults.
         memory: bytes the processes of this machine may hold in all (`plan`), with a scheduler those of each of its
-            workers; None: `default_memory()`, shared by the workers.
+            workers; None: `default_memory(workers)`.
         workers: processes that fill shards, one for each GPU where there are several.
         device: "auto", "cpu", "cuda", "cuda:N".
         engine: how a network is run, see `choose_engine`: "auto", "torch" (the reference), "compiled", "openvino".
@@ -113,7 +113,7 @@ def upscale_folder(
     if scheduler is None:
         torch_device(device)
     parent = PARENT_BYTES if workers > 1 else 0
-    each = ((default_memory() * workers if memory is None else memory) - parent) // workers
+    each = ((default_memory(workers) if memory is None else memory) - parent) // workers
     if each <= SMALLEST:
         raise ValueError(
             f"memory: expected more than {SMALLEST / 1e6:.0f} MB for each worker, found {each / 1e6:.0f} MB for each "

@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 JOB = "medsr-job.json"
-"""Whose work it is, and what was chosen for it; there once the metadata of all levels are."""
+"""Whose work it is, and what was chosen for it. In a folder it is put behind the metadata; in an object store first,
+for only one process can create it."""
 
 FILE = "medsr-progress.jsonl"
 """Commit records in a folder; a share of several has a file of its own."""

@@ -52,12 +52,12 @@ class MemoryTooSmallError(MemoryError):
     """The memory budget does not hold the smallest tile."""
 
 
-def default_memory() -> int:
-    """Budget in bytes when none is given: half of this machine's memory, at most 4 GB.
+def default_memory(workers: int = 1) -> int:
+    """Budget in bytes when none is given: half of this machine's memory, at most 4 GB for each worker.
 
     It does not depend on what happens to be free, so that the same command cuts the same tiles on every run.
     """
-    return int(min(psutil.virtual_memory().total // 2, 4e9))
+    return int(min(psutil.virtual_memory().total // 2, 4e9 * workers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class Progress(Protocol):
         ...
 
     def recorded(self) -> set[Task]:
-        """The shards that anyone has recorded by now; their bytes were durable before."""
+        """The shards that anyone has recorded by now; their bytes are not looked at."""
         ...
 
     def discard(self) -> None:
@@ -140,7 +140,7 @@ class FolderProgress:
             if whole:
                 drop_torn_files(part)
             name = FILE if whole else f"medsr-progress-{share.number}-of-{share.parts}.jsonl"
-            self._stream = (part / name).open("a+")
+            self._stream = (part / name).open("a+", errors="replace")
             lock(self._stream, part)
             self._done = self._all_records()
             drop_torn_line(self._stream)

@@ -17,7 +17,7 @@ import zarr
 
 from medsr.batch import upscale_folder
 from medsr.data import NUCLEI
-from medsr.header import JOB
+from medsr.header import FILE, JOB
 from medsr.io import omezarr
 from medsr.job import OutputOptions
 from medsr.methods.interpolation import Cubic
@@ -302,8 +302,11 @@ def test_a_record_of_other_bytes_is_no_record(plane: Path, tmp_path: Path, monke
     out = tmp_path / "out"
     upscale_folder(plane, Cubic((2, 2)), out=out, options=SMALL, part=Share(1, 2))
     (records,) = (out / "plane.ome.zarr.part").glob("medsr-progress*.jsonl")
-    records.write_bytes(records.read_bytes() + b'{"level": 0, "shard": 3, "digest": "a"}\n\xff\xfe\x00')
-    assert upscale_folder(plane, Cubic((2, 2)), out=out, options=SMALL).rows[0].status == "done"
+    torn = records.read_bytes() + b'{"level": 0, "shard": 3, "digest": "a"}\n\xff\xfe\x00'
+    records.write_bytes(torn)
+    (records.parent / FILE).write_bytes(torn)  # its own file, too
+    row = upscale_folder(plane, Cubic((2, 2)), out=out, options=SMALL).rows[0]
+    assert row.status == "done", row.reason
     assert tree(out / "plane.ome.zarr") == calm(plane, tmp_path)
 
 
