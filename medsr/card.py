@@ -37,6 +37,9 @@ class TrainingCard(BaseModel):
         steps: done in each phase.
         validation: figures on the held-out scans, by name.
         finished: the training ran to its end.
+        halo: coarse samples of context that were measured to be enough, where the exact reach of the layers is far
+            more; None: the exact reach.
+        parents: SHA-256 of the weights that the training started from, or that were blended.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -51,6 +54,8 @@ class TrainingCard(BaseModel):
     steps: dict[str, int] = {}
     validation: dict[str, float] = {}
     finished: bool = False
+    halo: tuple[int, ...] | None = None
+    parents: tuple[str, ...] = ()
 
     @field_validator("dtype")
     @classmethod

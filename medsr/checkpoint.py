@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, assert_never
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,8 +17,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from medsr.card import TrainingCard, TrainingInput, check_scan
-from medsr.methods.srresnet import SRResNet
-from medsr.recipe import IntensityRule, Method, Recipe, SrganRecipe, SrresnetRecipe
+from medsr.methods.network import Network
+from medsr.recipe import AdversarialRecipe, IntensityRule, Method, Recipe
 from medsr.scan import Factor, Scan, validate_factor
 from medsr.stages import Stages
 
@@ -69,26 +69,15 @@ class Checkpoint:
         sha256: of the weights.
     """
 
-    network: SRResNet
+    network: Network
     recipe: Recipe
     card: TrainingCard
     sha256: str
 
 
-def build_network(method: Method) -> SRResNet:
+def build_network(method: Method) -> Network:
     """The untrained network of a method."""
-    match method:
-        case SrganRecipe() | SrresnetRecipe():
-            return SRResNet(
-                method.factor,
-                features=method.features,
-                blocks=method.blocks,
-                norm=method.norm,
-                head_kernel=method.head_kernel,
-                tail_kernel=method.tail_kernel,
-            )
-        case _:
-            assert_never(method)
+    return method.build()
 
 
 def save_checkpoint(path: str | Path, network: nn.Module, recipe: Recipe, card: TrainingCard) -> None:
@@ -175,10 +164,11 @@ class TrainedUpscaler(nn.Module):
     """An Upscaler from a checkpoint: the network, and the intensity line its recipe fixed.
 
     Where the recipe fixes black and white, the network saw units of that line; `adapt` keeps it so for a scan with
-    another one. `card` says what it was trained on; ask `check_scan`.
+    another one, and tells the network what it needs to know of the scan. `card` says what it was trained on; ask
+    `check_scan`.
 
     Attributes:
-        factor, halo: those of the network.
+        factor, halo: those of the network; a halo that was measured (`card.halo`) stands for the exact reach.
         recipe, card: those of the checkpoint.
         path: the file the weights came from.
     """
@@ -187,7 +177,7 @@ class TrainedUpscaler(nn.Module):
         super().__init__()
         self.network = checkpoint.network
         self.factor: Factor = checkpoint.network.factor
-        self.halo: tuple[int, ...] = checkpoint.network.halo
+        self.halo: tuple[int, ...] = checkpoint.card.halo or checkpoint.network.halo
         self.recipe = checkpoint.recipe
         self.card = checkpoint.card
         self.path = path
@@ -200,9 +190,10 @@ class TrainedUpscaler(nn.Module):
     def adapt(self, scan: Scan) -> Self:
         """Itself, or where the recipe fixes another intensity line, one that converts to it and back."""
         gain, offset = _conversion(self.recipe.intensity, scan)
-        if (gain, offset) == self._line:
+        network = self.network.adapt(self.recipe.intensity.apply(scan))
+        if (gain, offset) == self._line and network is self.network:
             return self
-        return type(self)(self._checkpoint, path=self.path, gain=gain, offset=offset)
+        return type(self)(replace(self._checkpoint, network=network), path=self.path, gain=gain, offset=offset)
 
     def forward(self, low: Tensor) -> Tensor:
         """(n, 1, *size) to (n, 1, *size * factor), float32, in unit intensity of the scan."""
@@ -222,10 +213,16 @@ class TrainedUpscaler(nn.Module):
     def __repr__(self) -> str:
         method, rule = self.recipe.method, self.recipe.intensity
         line = "" if rule.black is None else f", black {rule.black:g} white {rule.white:g}"
-        size = f"{method.features} features, {method.blocks} blocks"
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        kind = method.kind
         # Named by what was trained: an srgan whose adversarial phase has not begun is an srresnet.
-        kind = method.kind if self.card.steps.get("adversarial", 0) > 0 else "srresnet"
-        return f"{kind} x{_comma(self.factor)}, {size}, weights {self._checkpoint.sha256[:12]}{line}"
+        if isinstance(method, AdversarialRecipe) and not self.card.steps.get("adversarial", 0):
+            kind = method.pixel_name
+        told = self.network.told
+        return (
+            f"{kind} x{_comma(self.factor)}, {count:,} parameters, weights {self._checkpoint.sha256[:12]}{line}"
+            f"{', ' + told if told else ''}"
+        )
 
 
 def _conversion(rule: IntensityRule, scan: Scan) -> tuple[float, float]:

@@ -5,102 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from medsr.degradation.range import DegradationRange
-from medsr.scan import Factor, Intensity, Scan, validate_factor
+from medsr.methods.settings import AdversarialRecipe, ContentLoss, NetworkRecipe, Part
+from medsr.methods.srgan import SrganRecipe
+from medsr.methods.srresnet import SrresnetRecipe
+from medsr.scan import Intensity, Scan
 
 __all__ = [
+    "AdversarialRecipe",
     "ContentLoss",
     "DataRecipe",
     "IntensityRule",
     "Method",
+    "NetworkRecipe",
     "Recipe",
     "SrganRecipe",
     "SrresnetRecipe",
     "TrainingRecipe",
 ]
 
-
-class Part(BaseModel):
-    """A section of a recipe: closed (a key it does not know is an error) and never changed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SrresnetRecipe(Part):
-    """SRResNet trained on a pixel loss only (Ledig et al. 2017, section 2.1.1; doi:10.1109/CVPR.2017.19)."""
-
-    kind: Literal["srresnet"] = "srresnet"
-    factor: Factor = Field((2, 2), description="refinement of the last axes, slowest first; its length is 2D or 3D")
-    features: int = Field(64, ge=4, le=1024, description="channels of every layer (paper: 64)")
-    blocks: int = Field(16, ge=1, le=256, description="residual blocks (paper: 16)")
-    norm: Literal["none", "batch"] = Field(
-        "none",
-        description="none: bias-free and exact on flat fields, for quantitative data; batch: the paper's network",
-    )
-    head_kernel: int = Field(9, ge=3, le=15, description="width of the first convolution, odd (paper: 9)")
-    tail_kernel: int = Field(9, ge=1, le=15, description="width of the last convolution, odd (paper: 9)")
-    pixel_loss: Literal["l1", "mse"] = Field("l1", description="l1 keeps edges sharper; mse is the paper's")
-
-    @field_validator("factor")
-    @classmethod
-    def _whole(cls, value: Factor) -> Factor:
-        factor = validate_factor(value)
-        if len(factor) not in (2, 3) or max(factor) == 1:
-            raise ValueError(f"expected 2 or 3 entries with one above 1, such as [2, 2] or [1, 2, 2]; found {value}")
-        return factor
-
-    @field_validator("head_kernel", "tail_kernel")
-    @classmethod
-    def _odd(cls, value: int) -> int:
-        if value % 2 == 0:
-            raise ValueError(f"expected an odd width, so that the kernel has a center; found {value}")
-        return value
-
-
-class ContentLoss(Part):
-    """The content (feature) loss of the adversarial phase."""
-
-    kind: Literal["discriminator", "vgg19", "lite0", "file", "none"] = Field(
-        "discriminator",
-        description="discriminator: match the discriminator's own features (off-line, 2D and 3D); vgg19: needs "
-        "torchvision and its weights; lite0: ImageNet features from the extra medsr[features]; file: your own",
-    )
-    weight: float = Field(0.1, ge=0, description="weight beside the pixel loss; vgg19 with the paper's weights: 1")
-    layer: tuple[int, int] = Field((5, 4), description="vgg19 and file: (i, j), the j-th convolution before pool i")
-    path: Path | None = Field(None, description="file: a torch state dict of VGG19's convolutions")
-
-    @model_validator(mode="after")
-    def _file_named(self) -> Self:
-        if (self.kind == "file") != (self.path is not None):
-            raise ValueError("content.path: expected a file with kind 'file', and none with any other kind")
-        return self
-
-
-class SrganRecipe(SrresnetRecipe):
-    """SRGAN: the pixel phase, then the adversarial phase (Ledig et al. 2017, equations 2-6)."""
-
-    kind: Literal["srgan"] = "srgan"  # type: ignore[assignment]
-    adversary: Literal["standard", "least_squares", "hinge", "relativistic"] = Field(
-        "relativistic", description="which game the two networks play; standard is the paper's"
-    )
-    adversarial_weight: float = Field(5e-3, ge=0, description="weight of the adversarial term (paper: 1e-3)")
-    pixel_weight: float = Field(1.0, ge=0, description="weight of the pixel loss in the adversarial phase")
-    content: ContentLoss = ContentLoss()
-    discriminator: Literal["srgan", "patch"] = Field(
-        "srgan",
-        description="srgan: the paper's layers, one verdict a patch, by features averaged over it (any patch size; the "
-        "paper's dense head fits one size only); patch: one verdict for each neighborhood",
-    )
-    discriminator_norm: Literal["auto", "batch", "spectral", "none"] = Field(
-        "auto",
-        description="auto: batch for srgan (paper), spectral for patch; spectral is steadier with small batches",
-    )
-    discriminator_features: int = Field(64, ge=4, le=512, description="channels of its first layer (paper: 64)")
-
-
 Method = Annotated[SrresnetRecipe | SrganRecipe, Field(discriminator="kind")]
+"""Every trained method: a new one is a file in `methods/` and its recipe here."""
 
 
 class DataRecipe(Part):
@@ -192,8 +119,10 @@ class Recipe(Part):
                 f"data.patch: expected {len(factor)} sizes, each a multiple of the factor {list(factor)} and at least "
                 f"4 times it; found {list(patch)}"
             )
-        if self.training.adversarial_steps and not isinstance(self.method, SrganRecipe):
-            raise ValueError("training.adversarial_steps: expected 0 with method srresnet; use kind: srgan")
+        if self.training.adversarial_steps and not isinstance(self.method, AdversarialRecipe):
+            raise ValueError(
+                f"training.adversarial_steps: expected 0 with method {self.method.kind}; use kind: srgan or esrgan"
+            )
         if self.training.pixel_steps + self.training.adversarial_steps == 0:
             raise ValueError("training: expected pixel_steps or adversarial_steps above 0, found both 0")
         return self

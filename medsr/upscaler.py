@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from medsr.scan import Factor, Scan
 from medsr.stages import Stages
 
-__all__ = ["Staged", "Upscaler", "describe", "fingerprint"]
+__all__ = ["Composed", "Placed", "Run", "Staged", "Upscaler", "describe", "fingerprint"]
+
+Run = Callable[[Tensor], Tensor]
+"""How an upscaler is run: (n, 1, *size) to (n, 1, *size * factor), float32, unit intensity."""
 
 
 @runtime_checkable
@@ -52,6 +56,45 @@ class Staged(Upscaler, Protocol):
         Args:
             edges: True: equal everywhere. False: cheaper, and equal only where a result's whole `halo` is given; the
                 body may then leave out, alike at either end of an axis, samples that cannot be right.
+        """
+        ...
+
+
+@runtime_checkable
+class Placed(Upscaler, Protocol):
+    """An Upscaler that must know where in its scan a tile lies, as one that takes detail from a registered exemplar."""
+
+    def at(self, origin: tuple[int, ...]) -> Run:
+        """The upscaler for one tile of the scan it was adapted to.
+
+        Args:
+            origin: of the tile's first sample, halo included, in coarse samples along every axis of the scan.
+        """
+        ...
+
+
+@runtime_checkable
+class Composed(Upscaler, Protocol):
+    """An Upscaler made of others, each of which an engine may run in its own way.
+
+    Attributes:
+        parts: the others, adapted as this one is.
+    """
+
+    @property
+    def parts(self) -> tuple[Upscaler, ...]:
+        """The upscalers it is made of."""
+        ...
+
+    def around(self, low: Tensor, runs: Sequence[Run]) -> Tensor:
+        """What it makes of a tile.
+
+        Args:
+            low: (n, 1, *size), float32, unit intensity.
+            runs: how each of `parts` is run, in their order.
+
+        Returns:
+            (n, 1, *size * factor), float32.
         """
         ...
 

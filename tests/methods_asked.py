@@ -8,26 +8,31 @@ import torch
 from torch import nn
 
 from medsr.data import MAMMOGRAM, NUCLEI
-from medsr.methods import Cubic, Lanczos, Linear, SRResNet
+from medsr.methods import Cubic, Lanczos, Linear
+from medsr.methods.network import Network
+from medsr.recipe import NetworkRecipe, SrresnetRecipe
 from medsr.scan import robust_intensity
 
-SMALL = {"features": 8, "blocks": 2}
 INTERPOLATED = {
     "linear-2": Linear((2, 2)),
     "cubic-2": Cubic((2, 2)),
     "cubic-4-1-1": Cubic((4, 1, 1)),
     "lanczos-3": Lanczos((3, 3)),
 }
-NETWORKS = {
-    "srresnet-2": {"factor": (2, 2)},
-    "srresnet-4": {"factor": (4, 4), "head_kernel": 5, "tail_kernel": 5},
-    "srresnet-3-2": {"factor": (3, 2), "tail_kernel": 3},
-    "srresnet-1-2-2": {"factor": (1, 2, 2), "head_kernel": 3, "tail_kernel": 3},
-    "srresnet-4-1-1": {"factor": (4, 1, 1), "head_kernel": 3, "tail_kernel": 5},
-    "batch-2": {"factor": (2, 2), "norm": "batch"},
-    "batch-4": {"factor": (4, 4), "norm": "batch", "head_kernel": 5, "tail_kernel": 5},
-    "batch-1-2-2": {"factor": (1, 2, 2), "norm": "batch", "head_kernel": 3, "tail_kernel": 3},
+SMALL = {"features": 8, "blocks": 2}
+NETWORKS: dict[str, NetworkRecipe] = {
+    "srresnet-2": SrresnetRecipe(factor=(2, 2), **SMALL),
+    "srresnet-4": SrresnetRecipe(factor=(4, 4), head_kernel=5, tail_kernel=5, **SMALL),
+    "srresnet-3-2": SrresnetRecipe(factor=(3, 2), tail_kernel=3, **SMALL),
+    "srresnet-1-2-2": SrresnetRecipe(factor=(1, 2, 2), head_kernel=3, tail_kernel=3, **SMALL),
+    "srresnet-4-1-1": SrresnetRecipe(factor=(4, 1, 1), head_kernel=3, tail_kernel=5, **SMALL),
+    "batch-2": SrresnetRecipe(factor=(2, 2), norm="batch", **SMALL),
+    "batch-4": SrresnetRecipe(factor=(4, 4), norm="batch", head_kernel=5, tail_kernel=5, **SMALL),
+    "batch-1-2-2": SrresnetRecipe(factor=(1, 2, 2), norm="batch", head_kernel=3, tail_kernel=3, **SMALL),
 }
+"""Trained methods that all laws are asked of: small, in 2D and 3D, with even and uneven factors."""
+GAIN_MATTERS = ("batch",)
+"""Those whose detail is not proportional to the contrast of the scan."""
 SIZES = {2: (37, 41), 3: (19, 21, 23)}
 SPACING = {2: (50.0, 70.0), 3: (0.29, 0.26, 0.31)}
 
@@ -63,7 +68,7 @@ def coarse_and_fine(factor: tuple[int, ...], patch: tuple[int, ...], count: int,
     return pool(high, factor), high
 
 
-def train(network: SRResNet, steps: int) -> SRResNet:
+def train(network: Network, steps: int) -> Network:
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     coarse = {2: (16, 16), 3: (6, 12, 12)}[len(network.factor)]
@@ -78,9 +83,9 @@ def train(network: SRResNet, steps: int) -> SRResNet:
 
 
 @cache
-def network(name: str, steps: int) -> SRResNet:
+def network(name: str, steps: int) -> Network:
     torch.manual_seed(0)
-    return train(SRResNet(**{**SMALL, **NETWORKS[name]}), steps)
+    return train(NETWORKS[name].build(), steps)
 
 
 def sizes(method) -> tuple[int, ...]:

@@ -328,7 +328,7 @@ def test_a_trained_upscaler_goes_to_another_process_and_names_its_weights(saved:
     assert fingerprint(copy) == fingerprint(loaded)
     low = torch.rand(1, 1, 8, 8)
     assert torch.equal(copy(low), loaded(low))
-    assert describe(loaded) == f"srresnet x2,2, 4 features, 1 blocks, weights {load_checkpoint(saved).sha256[:12]}"
+    assert describe(loaded) == f"srresnet x2,2, 1,083 parameters, weights {load_checkpoint(saved).sha256[:12]}"
     done = upscale(scan_of(), loaded)
     assert describe(loaded) in done.history[-1]
 

@@ -59,7 +59,7 @@ def mirror_symmetric(built: SRResNet) -> SRResNet:
 def test_no_layer_shifts(name):
     """A network of mirror-symmetric kernels commutes with mirrors: every layer is centered, half-pixel exact."""
     torch.manual_seed(3)
-    built = mirror_symmetric(SRResNet(**{**SMALL, **NETWORKS[name]})).double()
+    built = mirror_symmetric(NETWORKS[name].build()).double()
     low = noise(1, 1, *(n // 2 for n in sizes(built))).double()
     with torch.inference_mode():
         for axis in range(2, low.ndim):
@@ -173,7 +173,7 @@ def test_weights_travel_as_plain_tensors(name):
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    other = SRResNet(**{**SMALL, **NETWORKS[name]}).eval()
+    other = NETWORKS[name].build().eval()
     other.load_state_dict(torch.load(file, weights_only=True))
     low = noise(1, 1, *(9,) * len(built.factor))
     with torch.inference_mode():

@@ -7,11 +7,14 @@ import math
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medsr.methods.interpolation import interpolate, reach
 from medsr.methods.layers import Crop, Frozen, Interpolated, Plus, Shuffle, center_repeated, convolve, frozen, leaky
+from medsr.methods.network import Network
+from medsr.methods.settings import NetworkRecipe
 from medsr.methods.shuffle import icnr_, pixel_shuffle, prime_stages
 from medsr.methods.tail import FoldedTail
 from medsr.precision import float32_only
@@ -21,7 +24,7 @@ from medsr.stages import Stages
 if TYPE_CHECKING:
     from medsr.scan import Scan
 
-__all__ = ["SRResNet"]
+__all__ = ["SRResNet", "SrresnetRecipe"]
 
 Norm = Literal["none", "batch"]
 
@@ -29,7 +32,44 @@ LOST_AT_ONCE = 8
 """Samples on either side that a cut network drops at a time: fewer would cost more copies than they save layers."""
 
 
-class SRResNet(nn.Module):
+class SrresnetRecipe(NetworkRecipe):
+    """SRResNet trained on a pixel loss only (Ledig et al. 2017, section 2.1.1; doi:10.1109/CVPR.2017.19)."""
+
+    kind: Literal["srresnet"] = "srresnet"
+    features: int = Field(64, ge=4, le=1024, description="channels of every layer (paper: 64)")
+    blocks: int = Field(16, ge=1, le=256, description="residual blocks (paper: 16)")
+    norm: Norm = Field(
+        "none",
+        description="none: bias-free and exact on flat fields, for quantitative data; batch: the paper's network",
+    )
+    head_kernel: int = Field(9, ge=3, le=15, description="width of the first convolution, odd (paper: 9)")
+    tail_kernel: int = Field(9, ge=1, le=15, description="width of the last convolution, odd (paper: 9)")
+
+    @field_validator("head_kernel", "tail_kernel")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"expected an odd width, so that the kernel has a center; found {value}")
+        return value
+
+    def build(self) -> SRResNet:
+        """The untrained network."""
+        return SRResNet(
+            self.factor,
+            features=self.features,
+            blocks=self.blocks,
+            norm=self.norm,
+            head_kernel=self.head_kernel,
+            tail_kernel=self.tail_kernel,
+        )
+
+    @classmethod
+    def small(cls, factor: Factor) -> Self:
+        """32 features, 4 blocks, narrow first and last kernels."""
+        return cls(factor=factor, features=32, blocks=4, head_kernel=5, tail_kernel=3)
+
+
+class SRResNet(Network):
     """Residual network with pixel shuffle; it adds detail to a cubic interpolation, in float32.
 
     Two kinds, both with replicated edges, so that nothing but the samples within `halo` matters:

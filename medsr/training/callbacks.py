@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from medsr.methods.srresnet import SRResNet
+from medsr.methods.network import Network
 from medsr.training.phases import Phase
 from medsr.training.runlog import Report, RunLog
 from medsr.training.validation import Crop, measure, picture
@@ -39,7 +39,7 @@ class Averaged(Callback):
         network: in eval mode, without gradients.
     """
 
-    def __init__(self, network: SRResNet, *, decay: float) -> None:
+    def __init__(self, network: Network, *, decay: float) -> None:
         self._decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from medsr.methods.discriminators import PatchDiscriminator, SrganDiscriminator
-from medsr.methods.srresnet import SRResNet
-from medsr.recipe import Recipe, SrganRecipe, TrainingRecipe
+from medsr.methods.network import Network
+from medsr.recipe import AdversarialRecipe, Recipe, TrainingRecipe
 from medsr.training.alternation import alternate, learner
 from medsr.training.content import content_of
 from medsr.training.losses import Loss, adversary_of, pixel_loss_of
 
 __all__ = ["AdversarialPhase", "Phase", "PixelPhase", "build_discriminator", "scheduled"]
 
-Network = TypeVar("Network", bound=nn.Module)
+Kind = TypeVar("Kind", bound=nn.Module)
 PhaseName = Literal["pixel", "adversarial"]
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -30,7 +30,7 @@ BETAS = (0.9, 0.99)
 
 
 class PixelPhase(LightningModule):
-    """SRResNet's training: the pixel loss alone.
+    """A network's training on pixels: the pixel loss alone.
 
     Attributes:
         figures: of the last step: loss and step size.
@@ -39,7 +39,7 @@ class PixelPhase(LightningModule):
 
     name: PhaseName = "pixel"
 
-    def __init__(self, recipe: Recipe, network: SRResNet) -> None:
+    def __init__(self, recipe: Recipe, network: Network) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.network = packed(network)
@@ -73,10 +73,10 @@ class PixelPhase(LightningModule):
 
 
 class AdversarialPhase(LightningModule):
-    """SRGAN's training: generator and discriminator in turns (see `alternate`).
+    """The training with an adversary: generator and discriminator in turns (see `alternate`).
 
     Args:
-        recipe: of an SRGAN.
+        recipe: of a method with an adversary.
         network: the generator, trained on pixels.
         gray: mean and standard deviation of the training patches, for content losses that know photographs.
 
@@ -87,10 +87,10 @@ class AdversarialPhase(LightningModule):
 
     name: PhaseName = "adversarial"
 
-    def __init__(self, recipe: Recipe, network: SRResNet, *, gray: tuple[float, float]) -> None:
+    def __init__(self, recipe: Recipe, network: Network, *, gray: tuple[float, float]) -> None:
         super().__init__()
         self.automatic_optimization = False
-        method = cast("SrganRecipe", recipe.method)
+        method = cast("AdversarialRecipe", recipe.method)
         self.network = packed(network)
         self.discriminator = packed(build_discriminator(method, recipe.data.patch))
         self.recipe = recipe
@@ -139,7 +139,7 @@ class AdversarialPhase(LightningModule):
 Phase = PixelPhase | AdversarialPhase
 
 
-def build_discriminator(method: SrganRecipe, patch: tuple[int, ...]) -> SrganDiscriminator | PatchDiscriminator:
+def build_discriminator(method: AdversarialRecipe, patch: tuple[int, ...]) -> SrganDiscriminator | PatchDiscriminator:
     """The untrained discriminator of a recipe, for fine patches of a size (or larger ones)."""
     dims, features = len(method.factor), method.discriminator_features
     if method.discriminator == "patch":
@@ -149,7 +149,7 @@ def build_discriminator(method: SrganRecipe, patch: tuple[int, ...]) -> SrganDis
     return SrganDiscriminator(dims, features=features, norm=norm)
 
 
-def packed(network: Network) -> Network:
+def packed(network: Kind) -> Kind:
     """The network with the channels of its 2D kernels side by side in memory, which convolutions on every device are
     fastest with; the numbers are the same up to rounding."""
     planar = any(isinstance(part, nn.Conv2d) for part in network.modules())

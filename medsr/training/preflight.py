@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from medsr.recipe import Recipe, SrganRecipe
+from medsr.recipe import AdversarialRecipe, Recipe
 from medsr.training.content import content_of
 from medsr.training.errors import TrainingError
 from medsr.training.phases import build_discriminator
@@ -30,7 +30,7 @@ def check_paths(recipe: Recipe, *, begun: bool = False) -> None:
         ("data.validation_folder", "a folder or file of scans", recipe.data.validation_folder),
         ("training.start", "a checkpoint or run folder", None if begun else recipe.training.start),
     ]
-    if isinstance(method, SrganRecipe):
+    if isinstance(method, AdversarialRecipe):
         named.append(("method.content.path", "a file of weights", method.content.path))
     for key, kind, path in named:
         if path is not None and not path.exists():
@@ -45,7 +45,7 @@ def check_game(recipe: Recipe) -> None:
         TrainingError: weights of the content loss are not to be had, or patch or batch are too small.
     """
     method = recipe.method
-    if not isinstance(method, SrganRecipe) or recipe.training.adversarial_steps == 0:
+    if not isinstance(method, AdversarialRecipe) or recipe.training.adversarial_steps == 0:
         return
     patches = torch.linspace(0, 1, recipe.data.patch[-1]).expand(min(2, recipe.training.batch), 1, *recipe.data.patch)
     try:

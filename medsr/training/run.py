@@ -14,8 +14,8 @@ import torch
 from medsr.card import TrainingCard
 from medsr.checkpoint import build_network, load_checkpoint, load_upscaler
 from medsr.config import dump_config
-from medsr.methods.srresnet import SRResNet
-from medsr.recipe import Recipe, SrganRecipe
+from medsr.methods.network import Network
+from medsr.recipe import AdversarialRecipe, Recipe
 from medsr.training.alternation import NotFiniteError
 from medsr.training.callbacks import Averaged, Keeper, RandomNumbers, Validation
 from medsr.training.data import (
@@ -148,8 +148,12 @@ def _prepare(folder: Path, recipe: Recipe, place: Place, notes: Notes | None) ->
         runlog.row(_phases(recipe)[0], 0, event="split", note=split.note, crops=len(crops))
     if active:
         log.info("%s", split.note)
-        if isinstance(recipe.method, SrganRecipe) and recipe.training.adversarial_steps == 0:
-            log.info("training.adversarial_steps is 0: an srresnet is trained, method.kind srgan or not")
+        if isinstance(recipe.method, AdversarialRecipe) and recipe.training.adversarial_steps == 0:
+            log.info(
+                "training.adversarial_steps is 0: an %s is trained, method.kind %s or not",
+                recipe.method.pixel_name,
+                recipe.method.kind,
+            )
     return Run(folder, recipe, place, shelf, split, card, crops, runlog)
 
 
@@ -244,7 +248,7 @@ def _build_phase(run: Run, name: PhaseName, number: int, *, begun: bool) -> tupl
     return AdversarialPhase(recipe, network, gray=_gray(dataset, recipe)), loader
 
 
-def _first_weights(run: Run, name: PhaseName) -> SRResNet:
+def _first_weights(run: Run, name: PhaseName) -> Network:
     """New weights, those the recipe starts from, or the best of the pixel phase."""
     recipe = run.recipe
     network = build_network(recipe.method)
@@ -257,7 +261,7 @@ def _first_weights(run: Run, name: PhaseName) -> SRResNet:
         except RuntimeError as error:
             raise TrainingError(
                 f"{recipe.training.start}: training.start: expected weights of the recipe's network, found others "
-                f"({start!r}); set features, blocks, norm and kernels as that run had them"
+                f"({start!r}); set method.kind and the sizes of the network as that run had them"
             ) from error
     return network
 
@@ -287,9 +291,15 @@ def _out_of_memory(run: Run, phase: Phase, error: BaseException) -> TrainingErro
     return TrainingError(
         f"{run.folder}: {phase.name} step {phase.step + 1}: expected the step to fit in the memory of this {where}, "
         f"found too little ({reason}); lower training.batch (now {training.batch}) and raise training.accumulate (now "
-        f"{training.accumulate}) to make up for it, take a smaller data.patch (now {patch}) or fewer method.features "
-        f"(now {run.recipe.method.features}), in another run folder (--out)"
+        f"{training.accumulate}) to make up for it, take a smaller data.patch (now {patch}) or a smaller network "
+        f"(now {_size(run)}), in another run folder (--out)"
     )
+
+
+def _size(run: Run) -> str:
+    """The settings of the network that are numbers."""
+    plain = run.recipe.method.model_dump(exclude={"factor", *AdversarialRecipe.model_fields})
+    return ", ".join(f"{name} {value}" for name, value in plain.items() if isinstance(value, int))
 
 
 def _how_to_resume(run: Run) -> str:

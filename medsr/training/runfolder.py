@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medsr.card import TrainingCard
 from medsr.checkpoint import load_checkpoint, save_checkpoint
-from medsr.methods.srresnet import SRResNet
+from medsr.methods.network import Network
 from medsr.recipe import Recipe
 from medsr.training.errors import TrainingError
 from medsr.training.phases import PhaseName
@@ -41,7 +41,7 @@ def claim_folder(folder: Path, *, resume: bool) -> None:
 
 
 def keep_weights(
-    folder: Path, network: SRResNet, recipe: Recipe, *, card: TrainingCard, phase: PhaseName, best: bool
+    folder: Path, network: Network, recipe: Recipe, *, card: TrainingCard, phase: PhaseName, best: bool
 ) -> None:
     """Write weights that can be used: `last.ckpt` always; `best.ckpt` where they are it, and then in the pixel phase of
     an SRGAN `pixel.ckpt` too, from which its adversarial phase starts."""
