@@ -9,6 +9,8 @@ from medsr.version import __version__
 
 if TYPE_CHECKING:
     from medsr.batch import upscale_folder
+    from medsr.blending import blend_checkpoints
+    from medsr.blur import BlurEstimate, BlurReport, estimate_blur, estimate_blurs
     from medsr.checkpoint import (
         Checkpoint,
         CheckpointError,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
         load_upscaler,
         save_checkpoint,
     )
+    from medsr.comparison import KINDS, Budget, compare
     from medsr.config import ConfigError, apply_overrides, config_schema, dump_config, load_config
     from medsr.data import MAMMOGRAM, NUCLEI, SURFACE, sample_path
     from medsr.degradation import (
@@ -39,15 +42,34 @@ if TYPE_CHECKING:
     from medsr.evaluation import EvaluationReport, evaluate
     from medsr.io import Source, find_scans, read_scan
     from medsr.job import OutputOptions
+    from medsr.library import Library, build_library, load_library
     from medsr.methods import (
+        DFCAN,
         INTERPOLATIONS,
+        RCAN,
+        UNTRAINED,
+        Consistent,
         Cubic,
+        Edges,
+        EdgesWithDetail,
+        Ensemble,
+        EspcnNetwork,
+        Exemplars,
+        FastNetwork,
+        FsrcnnNetwork,
+        IkcNetwork,
         Lanczos,
+        Leveled,
         Linear,
         PatchDiscriminator,
+        RRDBNet,
+        ScnNetwork,
+        SelfExemplars,
         SrganDiscriminator,
         SRResNet,
+        UnetDiscriminator,
         interpolate,
+        load_foreign,
     )
     from medsr.metrics import (
         Resolution,
@@ -62,13 +84,26 @@ if TYPE_CHECKING:
         psnr_db,
         ssim,
     )
+    from medsr.paired_evaluation import evaluate_pairs
+    from medsr.perceptual import gmsd, haarpsi
     from medsr.plan import MemoryTooSmallError
     from medsr.recipe import (
+        AdversarialRecipe,
         ContentLoss,
         DataRecipe,
+        DfcanRecipe,
+        EspcnRecipe,
+        EsrganRecipe,
+        FastRecipe,
+        FsrcnnRecipe,
+        IkcRecipe,
         IntensityRule,
         Method,
+        NetworkRecipe,
+        RcanRecipe,
         Recipe,
+        RrdbRecipe,
+        ScnRecipe,
         SrganRecipe,
         SrresnetRecipe,
         TrainingRecipe,
@@ -76,87 +111,132 @@ if TYPE_CHECKING:
     from medsr.rows import BatchReport, BatchRow
     from medsr.scan import Axis, Factor, Grid, Intensity, LazyArray, Region, Scan, ScanError
     from medsr.shards import Share
+    from medsr.surface import SurfaceParameters, surface_parameters
     from medsr.training import TrainingError, train
     from medsr.transforms import LoadScand, RandDegraded, RandPatchd, ScanReader
     from medsr.upscaler import Upscaler
     from medsr.upscaling import upscale, upscaled_blocks
 
 __all__ = [
+    "DFCAN",
     "ENGINES",
     "INTERPOLATIONS",
+    "KINDS",
     "MAMMOGRAM",
     "NUCLEI",
+    "RCAN",
     "SURFACE",
+    "UNTRAINED",
+    "AdversarialRecipe",
     "Airy",
     "Axis",
     "BatchReport",
     "BatchRow",
+    "BlurEstimate",
+    "BlurReport",
+    "Budget",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
+    "Consistent",
     "ContentLoss",
     "Cubic",
     "DataRecipe",
     "Degradation",
     "DegradationRange",
     "DetectorMTF",
+    "DfcanRecipe",
+    "Edges",
+    "EdgesWithDetail",
     "EngineChoice",
     "EngineName",
+    "Ensemble",
+    "EspcnNetwork",
+    "EspcnRecipe",
+    "EsrganRecipe",
     "EvaluationReport",
+    "Exemplars",
     "Factor",
+    "FastNetwork",
+    "FastRecipe",
+    "FsrcnnNetwork",
+    "FsrcnnRecipe",
     "Gaussian",
     "Grid",
+    "IkcNetwork",
+    "IkcRecipe",
     "Intensity",
     "IntensityRule",
     "Lanczos",
     "LazyArray",
+    "Leveled",
+    "Library",
     "Linear",
     "LoadScand",
     "MemoryTooSmallError",
     "Method",
+    "NetworkRecipe",
     "OutputOptions",
     "PatchDiscriminator",
     "PoissonGaussian",
+    "RRDBNet",
     "RandDegraded",
     "RandPatchd",
+    "RcanRecipe",
     "Recipe",
     "Region",
     "Resolution",
     "RingCurve",
+    "RrdbRecipe",
     "SRResNet",
     "Scan",
     "ScanError",
     "ScanReader",
+    "ScnNetwork",
+    "ScnRecipe",
+    "SelfExemplars",
     "Share",
     "Source",
     "SrganDiscriminator",
     "SrganRecipe",
     "SrresnetRecipe",
+    "SurfaceParameters",
     "TrainedUpscaler",
     "TrainingCard",
     "TrainingError",
     "TrainingInput",
     "TrainingRecipe",
+    "UnetDiscriminator",
     "Upscaler",
     "__version__",
     "agreement",
     "apply_overrides",
+    "blend_checkpoints",
+    "build_library",
     "build_network",
     "check_scan",
     "choose_engine",
+    "compare",
     "config_schema",
     "confocal_fwhm_um",
     "consistency_db",
     "dump_config",
+    "estimate_blur",
+    "estimate_blurs",
     "evaluate",
+    "evaluate_pairs",
     "find_scans",
     "foreground_mask",
     "frc_curve",
     "frc_resolution",
     "frc_um",
+    "gmsd",
+    "haarpsi",
     "interpolate",
     "load_checkpoint",
     "load_config",
+    "load_foreign",
+    "load_library",
     "load_upscaler",
     "matlab_imresize",
     "nrmse",
@@ -166,6 +246,7 @@ __all__ = [
     "save_checkpoint",
     "simulate_low_dose",
     "ssim",
+    "surface_parameters",
     "train",
     "upscale",
     "upscale_folder",
@@ -174,82 +255,54 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "batch": ("upscale_folder",),
+    "batch": "upscale_folder",
+    "blending": "blend_checkpoints",
+    "blur": "BlurEstimate BlurReport estimate_blur estimate_blurs",
     "checkpoint": (
-        "Checkpoint",
-        "CheckpointError",
-        "TrainedUpscaler",
-        "TrainingCard",
-        "TrainingInput",
-        "build_network",
-        "check_scan",
-        "load_checkpoint",
-        "load_upscaler",
-        "save_checkpoint",
+        "Checkpoint CheckpointError TrainedUpscaler TrainingCard TrainingInput build_network check_scan "
+        "load_checkpoint load_upscaler save_checkpoint"
     ),
-    "config": ("ConfigError", "apply_overrides", "config_schema", "dump_config", "load_config"),
-    "data": ("MAMMOGRAM", "NUCLEI", "SURFACE", "sample_path"),
+    "comparison": "KINDS Budget compare",
+    "config": "ConfigError apply_overrides config_schema dump_config load_config",
+    "data": "MAMMOGRAM NUCLEI SURFACE sample_path",
     "degradation": (
-        "Airy",
-        "Degradation",
-        "DegradationRange",
-        "DetectorMTF",
-        "Gaussian",
-        "PoissonGaussian",
-        "confocal_fwhm_um",
-        "matlab_imresize",
-        "simulate_low_dose",
-        "widefield_fwhm_um",
+        "Airy Degradation DegradationRange DetectorMTF Gaussian PoissonGaussian confocal_fwhm_um matlab_imresize "
+        "simulate_low_dose widefield_fwhm_um"
     ),
-    "engines": ("ENGINES", "EngineChoice", "EngineName", "choose_engine"),
-    "evaluation": ("EvaluationReport", "evaluate"),
-    "io": ("Source", "find_scans", "read_scan"),
-    "job": ("OutputOptions",),
+    "engines": "ENGINES EngineChoice EngineName choose_engine",
+    "evaluation": "EvaluationReport evaluate",
+    "io": "Source find_scans read_scan",
+    "job": "OutputOptions",
+    "library": "Library build_library load_library",
     "methods": (
-        "INTERPOLATIONS",
-        "Cubic",
-        "Lanczos",
-        "Linear",
-        "PatchDiscriminator",
-        "SRResNet",
-        "SrganDiscriminator",
-        "interpolate",
+        "DFCAN INTERPOLATIONS RCAN UNTRAINED Consistent Cubic Edges EdgesWithDetail Ensemble EspcnNetwork "
+        "Exemplars FastNetwork FsrcnnNetwork IkcNetwork Lanczos Leveled Linear PatchDiscriminator RRDBNet "
+        "SRResNet ScnNetwork SelfExemplars SrganDiscriminator UnetDiscriminator interpolate load_foreign"
     ),
     "metrics": (
-        "Resolution",
-        "RingCurve",
-        "agreement",
-        "consistency_db",
-        "foreground_mask",
-        "frc_curve",
-        "frc_resolution",
-        "frc_um",
-        "nrmse",
-        "psnr_db",
-        "ssim",
+        "Resolution RingCurve agreement consistency_db foreground_mask frc_curve frc_resolution frc_um nrmse "
+        "psnr_db ssim"
     ),
-    "plan": ("MemoryTooSmallError",),
+    "paired_evaluation": "evaluate_pairs",
+    "perceptual": "gmsd haarpsi",
+    "plan": "MemoryTooSmallError",
     "recipe": (
-        "ContentLoss",
-        "DataRecipe",
-        "IntensityRule",
-        "Method",
-        "Recipe",
-        "SrganRecipe",
-        "SrresnetRecipe",
-        "TrainingRecipe",
+        "AdversarialRecipe ContentLoss DataRecipe DfcanRecipe EspcnRecipe EsrganRecipe FastRecipe FsrcnnRecipe "
+        "IkcRecipe IntensityRule Method NetworkRecipe RcanRecipe Recipe RrdbRecipe ScnRecipe SrganRecipe "
+        "SrresnetRecipe TrainingRecipe"
     ),
-    "rows": ("BatchReport", "BatchRow"),
-    "scan": ("Axis", "Factor", "Grid", "Intensity", "LazyArray", "Region", "Scan", "ScanError"),
-    "shards": ("Share",),
-    "training": ("TrainingError", "train"),
-    "transforms": ("LoadScand", "RandDegraded", "RandPatchd", "ScanReader"),
-    "upscaler": ("Upscaler",),
-    "upscaling": ("upscale", "upscaled_blocks"),
+    "rows": "BatchReport BatchRow",
+    "scan": "Axis Factor Grid Intensity LazyArray Region Scan ScanError",
+    "shards": "Share",
+    "surface": "SurfaceParameters surface_parameters",
+    "training": "TrainingError train",
+    "transforms": "LoadScand RandDegraded RandPatchd ScanReader",
+    "upscaler": "Upscaler",
+    "upscaling": "upscale upscaled_blocks",
 }
 """Which room each name lives in."""
 
-_HOMES = {name: f"medsr.{room}" for room, names in _ROOMS.items() for name in names}
+_HOMES = {name: f"medsr.{room}" for room, names in _ROOMS.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

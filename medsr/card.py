@@ -36,10 +36,13 @@ class TrainingCard(BaseModel):
         versions: of the software.
         steps: done in each phase.
         validation: figures on the held-out scans, by name.
+        pairs: of real pairs: how many, and how they lay on each other (largest shift and residual in coarse samples,
+            lowest correlation, gain and offset of `high = gain * low + offset` in stored values); empty: none.
         finished: the training ran to its end.
         halo: coarse samples of context that were measured to be enough, where the exact reach of the layers is far
             more; None: the exact reach.
         parents: SHA-256 of the weights that the training started from, or that were blended.
+        blend: share of the second of two parents that were blended; None: it was trained.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,9 +56,11 @@ class TrainingCard(BaseModel):
     versions: dict[str, str] = {}
     steps: dict[str, int] = {}
     validation: dict[str, float] = {}
+    pairs: dict[str, float] = {}
     finished: bool = False
     halo: tuple[int, ...] | None = None
     parents: tuple[str, ...] = ()
+    blend: float | None = None
 
     @field_validator("dtype")
     @classmethod

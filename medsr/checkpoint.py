@@ -210,17 +210,21 @@ class TrainedUpscaler(nn.Module):
         gain, offset = self._line
         return self.network.stages(edges=edges, gain=gain, offset=offset)
 
+    @property
+    def name(self) -> str:
+        """What was trained: an srgan whose adversarial phase has not begun is an srresnet."""
+        method = self.recipe.method
+        if isinstance(method, AdversarialRecipe) and not self.card.steps.get("adversarial", 0):
+            return method.pixel_name
+        return method.kind
+
     def __repr__(self) -> str:
-        method, rule = self.recipe.method, self.recipe.intensity
+        rule = self.recipe.intensity
         line = "" if rule.black is None else f", black {rule.black:g} white {rule.white:g}"
         count = sum(parameter.numel() for parameter in self.network.parameters())
-        kind = method.kind
-        # Named by what was trained: an srgan whose adversarial phase has not begun is an srresnet.
-        if isinstance(method, AdversarialRecipe) and not self.card.steps.get("adversarial", 0):
-            kind = method.pixel_name
         told = self.network.told
         return (
-            f"{kind} x{_comma(self.factor)}, {count:,} parameters, weights {self._checkpoint.sha256[:12]}{line}"
+            f"{self.name} x{_comma(self.factor)}, {count:,} parameters, weights {self._checkpoint.sha256[:12]}{line}"
             f"{', ' + told if told else ''}"
         )
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from io import StringIO
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr.degradation import Degradation, DegradationRange
-from medsr.frc import FourierRings, Resolution, frc_resolution, hole_free_block
+from medsr.footprint import Footprint
+from medsr.frc import FourierRings, hole_free_block
 from medsr.io import NoImageError, Source, find_all, read_scan
 from medsr.io.digest import input_digest
 from medsr.methods.interpolation import Cubic
-from medsr.metrics import Agreement, agreement, foreground_mask
+from medsr.metrics import foreground_mask
 from medsr.pictures import comparison_png, gray_window
-from medsr.plan import Device, Plan, plan, torch_device
+from medsr.plan import Device, plan, torch_device
 from medsr.scan import Factor, Grid, ScanError
+from medsr.scoring import COLUMNS, EvaluationReport, Tally, add_frame, cell, row_of, write_table
+from medsr.sheet import sheet_png
 from medsr.trial import Index, Survey, Trial, by, survey_of
 from medsr.upscaler import Upscaler, describe
 from medsr.upscaling import upscaled_blocks
@@ -32,64 +32,8 @@ __all__ = ["COLUMNS", "EvaluationReport", "evaluate"]
 
 Array = NDArray[Any]
 
-COLUMNS = (
-    "scan",
-    "method",
-    "psnr_db",
-    "ssim",
-    "nrmse",
-    "frc_um",
-    "consistency_db",
-    "psnr_foreground_db",
-    "ssim_foreground",
-    "nrmse_foreground",
-    "foreground_share",
-    "frc_samples",
-    "frc_note",
-    "data_range",
-    "factor",
-    "shape",
-    "degradation",
-    "seconds",
-)
-"""Columns of `scores.csv`, in its order."""
-
-MEANS = COLUMNS[2:12]
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationReport:
-    """What was measured.
-
-    Attributes:
-        rows: one for each scan and method, with the keys `COLUMNS`; a figure that does not exist is None.
-        failed: (scan, reason) of each scan that could not be measured.
-    """
-
-    rows: tuple[dict[str, Any], ...]
-    failed: tuple[tuple[str, str], ...]
-
-    @property
-    def exit_code(self) -> int:
-        """1 when a scan failed, else 0."""
-        return int(bool(self.failed))
-
-    def summary(self) -> tuple[dict[str, Any], ...]:
-        """Means over scans, one dictionary for each method: "method", "scans" and the figures.
-
-        Decibels are averaged as decibels, scan by scan (not the decibels of a mean error). Figures that do not exist
-        or are infinite are left out of their mean.
-        """
-        methods = dict.fromkeys(row["method"] for row in self.rows)
-        means = []
-        for method in methods:
-            rows = [row for row in self.rows if row["method"] == method]
-            mean: dict[str, Any] = {"method": method, "scans": len(rows)}
-            for name in MEANS:
-                values = [row[name] for row in rows if row[name] is not None and math.isfinite(row[name])]
-                mean[name] = math.fsum(values) / len(values) if values else None
-            means.append(mean)
-        return tuple(means)
+MOST_PANELS = 3
+"""Methods that are pictured in one row; more are shown by the same crop in rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +53,7 @@ class _Setting:
 
 def evaluate(
     paths: Path | str | Sequence[Path | str],
-    upscaler: Upscaler,
+    upscaler: Upscaler | Mapping[str, Upscaler],
     *,
     out: Path | str,
     degradation: Degradation | DegradationRange | None = None,
@@ -134,12 +78,12 @@ def evaluate(
 
     Args:
         paths: files and folders.
-        upscaler: the method.
+        upscaler: the method, or several of one factor by the names they have in the table.
         out: folder, made if absent.
         degradation: how the fine scans become coarse; a range stands for its middle, with the spacing of each scan
             (a checkpoint's is `recipe.degradation`); None: the mean over each coarse sample, no noise. Noise is the
             same on every run.
-        method: name of the method in the table; None: its own.
+        method: name of a single method in the table; None: its own.
         series: which series of files that hold several.
         memory: bytes the upscaling may take (`plan`); what is measured, one plane or stack at a time, comes on top.
         device: "auto", "cpu", "cuda", "cuda:N".
@@ -154,7 +98,8 @@ def evaluate(
         ValueError: no such device, or a degradation of another factor.
     """
     torch_device(device)
-    factor = upscaler.factor
+    methods = _named(upscaler, method)
+    factor = methods[0][1].factor
     if isinstance(degradation, Degradation) and degradation.factor != factor:
         raise ValueError(
             f"degradation: expected the factor {factor} of the method, found {degradation.factor}; use one of the two"
@@ -163,10 +108,6 @@ def evaluate(
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder for the scores, found a file; give --out another name")
     sources = find_all(paths, out=out)
-    own = method or describe(upscaler).split("(")[0].split()[0].lower()
-    methods: tuple[tuple[str, Upscaler], ...] = ((own, upscaler),)
-    if not isinstance(upscaler, Cubic):
-        methods = (("cubic", Cubic(factor)), *methods)
     out.mkdir(parents=True, exist_ok=True)
     setting = _Setting(methods, factor, degradation, out, series, memory, device, note or _silent, tick or _untold)
     rows: list[dict[str, Any]] = []
@@ -181,9 +122,28 @@ def evaluate(
         except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the report
             failed.append((source.name, _reason(source, error)))
             setting.note(f"{source.name}: failed: {failed[-1][1]}")
-        _write_table(out / "scores.csv", COLUMNS, [[_cell(row[name]) for name in COLUMNS] for row in rows])
-        _write_table(out / "failed.csv", ("scan", "reason"), failed)
+        write_table(out / "scores.csv", COLUMNS, [[cell(row[name]) for name in COLUMNS] for row in rows])
+        write_table(out / "failed.csv", ("scan", "reason"), failed)
     return EvaluationReport(tuple(rows), tuple(failed))
+
+
+def _named(upscaler: Upscaler | Mapping[str, Upscaler], method: str | None) -> tuple[tuple[str, Upscaler], ...]:
+    """The methods by name, cubic among them.
+
+    Raises:
+        ValueError: none, or methods of different factors.
+    """
+    if isinstance(upscaler, Mapping):
+        methods = dict(upscaler)
+    else:
+        methods = {method or describe(upscaler).split("(")[0].split()[0].lower(): upscaler}
+    factors = {name: each.factor for name, each in methods.items()}
+    if len(set(factors.values())) != 1:
+        found = ", ".join(f"{name} {by(factor)}" for name, factor in factors.items()) or "no method"
+        raise ValueError(f"methods: expected methods of one factor, found {found}; compare each factor by itself")
+    if not any(isinstance(each, Cubic) for each in methods.values()):
+        methods = {"cubic": Cubic(next(iter(factors.values()))), **methods}
+    return tuple(methods.items())
 
 
 def _silent(_line: str) -> None:
@@ -201,21 +161,6 @@ def _reason(source: Source, error: Exception) -> str:
     if isinstance(error, (ValueError, MemoryError)):
         return text if source.path.name in text else f"{source.path}: {text}"
     return f"{source.path}: {type(error).__name__}: {text}"
-
-
-@dataclass(slots=True)
-class _Tally:
-    """The sums of one method over a scan."""
-
-    name: str
-    upscaler: Upscaler
-    plan: Plan
-    rings: FourierRings
-    whole: Agreement = field(default_factory=Agreement)
-    foreground: Agreement = field(default_factory=Agreement)
-    coarse: Agreement = field(default_factory=Agreement)
-    seconds: float = 0.0
-    plane: Array | None = None
 
 
 def _evaluated(source: Source, setting: _Setting) -> list[dict[str, Any]]:
@@ -239,7 +184,7 @@ def _evaluated(source: Source, setting: _Setting) -> list[dict[str, Any]]:
         mask = foreground_mask(unit, threshold=survey.threshold) if finite.size else np.zeros(truth.shape, bool)
         for tally in tallies:
             estimate = _estimate(trial, tally, index, setting.device)
-            _add(tally, trial, estimate, (truth, low, mask), data_range)
+            add_frame(tally, trial, estimate, (truth, low, mask), data_range)
             if index == survey.plane[: trial.lead]:
                 tally.plane = _shown(trial, survey, estimate, mask)
         if index == survey.plane[: trial.lead]:
@@ -247,80 +192,41 @@ def _evaluated(source: Source, setting: _Setting) -> list[dict[str, Any]]:
         setting.tick(source.name, done, len(frames))
     if not lowest < highest:
         raise ScanError(f"expected values that differ, found {lowest:g} everywhere: nothing to measure")
-    rows = [_row(source, trial, tally, data_range) for tally in tallies]
+    rows = [row_of(source.name, trial, tally, data_range) for tally in tallies]
     _draw(setting.out / f"{source.name}.png", source, trial, survey, tallies, rows, shown)
     for row in rows:
         setting.note(f"{source.name}: {row['method']}: {row['psnr_db']:.2f} dB")
     return rows
 
 
-def _tally(name: str, upscaler: Upscaler, trial: Trial, survey: Survey, setting: _Setting) -> _Tally:
+def _tally(name: str, upscaler: Upscaler, trial: Trial, survey: Survey, setting: _Setting) -> Tally:
+    begun = time.perf_counter()
     adapted = upscaler.adapt(trial.low)
+    seconds = time.perf_counter() - begun
     chosen = plan(trial.low, adapted, memory=setting.memory, device=setting.device)
     frame, axes = trial.shape[trial.lead :], trial.refined
     grid = trial.scan.grid
     spacing = [grid.spacing_of(grid.axes[trial.lead + a]) for a in axes]
     in_plane = axes == (len(frame) - 2, len(frame) - 1)
     block = hole_free_block(survey.known, (0, 1)) if in_plane and not survey.known.all() else None
-    return _Tally(name, adapted, chosen, FourierRings(frame, axes=axes, spacing_um=spacing, block=block))
+    return Tally(
+        name, adapted, chosen, FourierRings(frame, axes=axes, spacing_um=spacing, block=block), seconds=seconds
+    )
 
 
-def _estimate(trial: Trial, tally: _Tally, index: Index, device: Device) -> Array:
-    """Stored values of one frame of the result; the time is taken."""
-    begun = time.perf_counter()
+def _estimate(trial: Trial, tally: Tally, index: Index, device: Device) -> Array:
+    """Stored values of one frame of the result; time and memory are taken."""
     target = trial.region(index, trial.shape)
     result = np.empty([s.stop - s.start for s in target], trial.scan.intensity.dtype)
-    for region, values in upscaled_blocks(trial.low, tally.upscaler, chosen=tally.plan, device=device, target=target):
-        result[(*[slice(None)] * trial.lead, *region[trial.lead :])] = values
+    begun = time.perf_counter()
+    with Footprint(torch_device(device)) as footprint:
+        blocks = upscaled_blocks(trial.low, tally.upscaler, chosen=tally.plan, device=device, target=target)
+        for region, values in blocks:
+            result[(*[slice(None)] * trial.lead, *region[trial.lead :])] = values
     tally.seconds += time.perf_counter() - begun
+    if footprint.peak_bytes is not None:
+        tally.peak_bytes = max(tally.peak_bytes or 0, footprint.peak_bytes)
     return result.reshape(trial.shape[trial.lead :])
-
-
-def _add(
-    tally: _Tally, trial: Trial, estimate: Array, frame: tuple[Array, Array, NDArray[np.bool_]], data_range: float
-) -> None:
-    """Measure one frame: `frame` is the original, the coarse one and the foreground."""
-    truth, low, mask = frame
-    deep = trial.refined[0] == 0 and truth.ndim == 3 and truth.shape[0] > 10
-    whole, foreground = agreement(estimate, truth, data_range=data_range, mask=mask, dims=3 if deep else 2)
-    tally.whole += whole
-    tally.foreground += foreground
-    tally.rings.add(estimate, truth)
-    to_unit = trial.scan.intensity.to_unit
-    again = trial.degraded(to_unit(estimate))
-    tally.coarse += agreement(again, to_unit(low), data_range=1.0, similarity=False)[0]
-
-
-def _row(source: Source, trial: Trial, tally: _Tally, data_range: float) -> dict[str, Any]:
-    found = frc_resolution(tally.rings.curve())
-    share = tally.foreground.samples / max(1, tally.whole.samples)
-    row: dict[str, Any] = {
-        "scan": source.name,
-        "method": tally.name,
-        "psnr_db": tally.whole.psnr_db(data_range),
-        "ssim": tally.whole.ssim,
-        "nrmse": tally.whole.nrmse(data_range),
-        "frc_um": found.value if found.unit == "um" else math.nan,
-        "consistency_db": tally.coarse.psnr_db(1.0),
-        "psnr_foreground_db": tally.foreground.psnr_db(data_range),
-        "ssim_foreground": tally.foreground.ssim,
-        "nrmse_foreground": tally.foreground.nrmse(data_range),
-        "foreground_share": share,
-        "frc_samples": found.value / min(tally.rings.spacing),
-        "frc_note": _frc_note(found),
-        "data_range": data_range,
-        "factor": by(trial.factor[-trial.axes :]),
-        "shape": by(trial.shape),
-        "degradation": repr(trial.degradation),
-        "seconds": round(tally.seconds, 3),
-    }
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-
-
-def _frc_note(found: Resolution) -> str:
-    if found.reason:
-        return found.reason
-    return "" if found.unit == "um" else "spacing unknown: in samples only"
 
 
 def _shown(trial: Trial, survey: Survey, frame: Array, mask: NDArray[np.bool_]) -> Array:
@@ -338,7 +244,7 @@ def _draw(
     source: Source,
     trial: Trial,
     survey: Survey,
-    tallies: Sequence[_Tally],
+    tallies: Sequence[Tally],
     rows: Sequence[Mapping[str, Any]],
     shown: Mapping[str, Array],
 ) -> None:
@@ -350,48 +256,25 @@ def _draw(
         notes[row["method"]] = f"{row['psnr_db']:.2f} dB{similarity}"
     intensity, grid = trial.scan.intensity, trial.scan.grid
     black, white = gray_window(truth)
-    title = f"{source.name}: {tallies[-1].name}, {by(trial.factor[-trial.axes :])} finer"
+    names = tallies[-1].name if len(tallies) <= MOST_PANELS else f"{len(tallies)} methods"
+    title = f"{source.name}: {names}, {by(trial.factor[-trial.axes :])} finer"
     if trial.section:
         title += ", section along z and x"
     elif len(trial.shape) > 2:
         places = zip(grid.axes, survey.plane, trial.shape, strict=False)
         title += "".join(f", {axis} {i + 1} of {n}" for axis, i, n in places)
-    comparison_png(
-        path,
-        panels,
-        window=(black, white) if intensity.black < intensity.white else (white, black),
-        errors=[tallies[-1].name],
-        notes=notes,
-        title=title,
-        spacing_um=_plane_spacing(grid, section=trial.section),
-        units=intensity.units if (intensity.slope, intensity.intercept) == (1, 0) else "",
-    )
+    window = (black, white) if intensity.black < intensity.white else (white, black)
+    spacing = _plane_spacing(grid, section=trial.section)
+    units = intensity.units if (intensity.slope, intensity.intercept) == (1, 0) else ""
+    if len(tallies) > MOST_PANELS:
+        sheet_png(path, panels, window=window, notes=notes, title=title, spacing_um=spacing, units=units)
+    else:
+        errors = [tallies[-1].name]
+        comparison_png(
+            path, panels, window=window, errors=errors, notes=notes, title=title, spacing_um=spacing, units=units
+        )
 
 
 def _plane_spacing(grid: Grid, *, section: bool) -> tuple[float | None, float | None]:
     rows, columns = (grid.axes[-3], grid.axes[-1]) if section else grid.axes[-2:]
     return grid.spacing_of(rows), grid.spacing_of(columns)
-
-
-def _cell(value: Any) -> str:
-    """One entry of the table: six digits, nothing for what does not exist."""
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The whole table under another name first; none where `failed.csv` would be empty."""
-    if not rows and path.name == "failed.csv":
-        path.unlink(missing_ok=True)
-        return
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(rows)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def scan_png(path: Path | str, plane: Array, window: Window | None = None) -> No
     values = np.asarray(plane, np.float32)
     share = min(1.0, SCAN_WIDTH / max(values.shape))
     height, width = (max(1, round(n * share)) for n in values.shape)
-    _save(Image.fromarray(_gray(_resampled(values, (height, width)), window or gray_window(values))), Path(path))
+    save(Image.fromarray(gray(resampled(values, (height, width)), window or gray_window(values))), Path(path))
 
 
 def comparison_png(
@@ -99,19 +99,19 @@ def comparison_png(
         ValueError: there is no panel, or a panel's proportions do not fit the largest.
     """
     planes = {label: np.asarray(plane, np.float32) for label, plane in panels.items()}
-    truth, size = _checked(planes, reference)
+    truth, size = checked(planes, reference)
     black, white = window or gray_window(planes[truth])
     names = list(planes)
     if errors is None:
         errors = [n for n in names[: names.index(truth)] if planes[n].shape == size][-1:]
     columns = [_Panel(name, (notes or {}).get(name, ""), plane) for name, plane in planes.items()]
     columns += _error_panels(planes, truth, errors, units)
-    step = _steps(spacing_um)
-    region = _detailed_region(planes[truth], _zoom_size(size, step), _largest_factor(planes, size))
+    step = steps(spacing_um)
+    region = detailed_region(planes[truth], zoom_size(size, step), largest_factor(planes, size))
     whole = _display_size(size, step)
     part = (region[2] - region[0], region[3] - region[1])
-    zoom = _fitted(part, step, width=whole[1], tallest=whole[1])
-    close = _close_window(planes[truth], region, (black, white))
+    zoom = fitted(part, step, width=whole[1], tallest=whole[1])
+    close = close_window(planes[truth], region, (black, white))
     figure_legend = _legend((black, white), close, part, units)
     if any(not np.isfinite(plane).all() for plane in planes.values()):
         figure_legend += " Slate: no value."
@@ -119,10 +119,10 @@ def comparison_png(
     for index, column in enumerate(columns):
         figure.draw_column(index, column, region, ((black, white), close), size)
     figure.draw_scale_bars(spacing_um, size, part)
-    _save(figure.image, Path(path))
+    save(figure.image, Path(path))
 
 
-def _checked(planes: Mapping[str, Array], reference: str | None) -> tuple[str, tuple[int, int]]:
+def checked(planes: Mapping[str, Array], reference: str | None) -> tuple[str, tuple[int, int]]:
     """The label of the reference and the size of the largest panel."""
     if not planes or any(p.ndim != 2 or not p.size for p in planes.values()):
         raise ValueError(f"panels: expected 2D planes, found {[p.shape for p in planes.values()] or 'none'}")
@@ -140,11 +140,11 @@ def _error_panels(planes: Mapping[str, Array], truth: str, names: Sequence[str],
     differences = {name: planes[name] - planes[truth] for name in names}
     known = [np.abs(d[np.isfinite(d)]) for d in differences.values()]
     scale = max((float(np.percentile(k, 99.5)) for k in known if k.size), default=0.0)
-    note = f"blue {_number(-scale)} to red {_number(scale)}{' ' + units if units else ''}"
+    note = f"blue {number(-scale)} to red {number(scale)}{' ' + units if units else ''}"
     return [_Panel(f"{n} - {truth}", note, d, scale or 1.0) for n, d in differences.items()]
 
 
-def _close_window(truth: Array, region: Box, window: Window) -> Window:
+def close_window(truth: Array, region: Box, window: Window) -> Window:
     """The gray window of the enlarged region: what the reference spans there, at least a fifth of the whole window."""
     top, left, bottom, right = region
     low, high = gray_window(truth[top:bottom, left:right])
@@ -154,7 +154,7 @@ def _close_window(truth: Array, region: Box, window: Window) -> Window:
 
 
 def _legend(window: Window, close: Window, part: tuple[int, int], units: str) -> str:
-    upper, lower = (f"{_number(w[0])} is black and {_number(w[1])} white" for w in (window, close))
+    upper, lower = (f"{number(w[0])} is black and {number(w[1])} white" for w in (window, close))
     return (
         f"In all gray panels of the upper row {upper}, of the lower row {lower}{f' ({units})' if units else ''}. "
         f"Lower row: the framed region of {part[0]} x {part[1]} samples."
@@ -183,7 +183,7 @@ class _Figure:
             self.pen.text((MARGIN, foot + 27 * row), line, INK, font=font)
         if title:
             large = ImageFont.load_default(size=28)
-            self.pen.text((MARGIN, MARGIN - 6), _shortened(title, large, width - 2 * MARGIN), INK, font=large)
+            self.pen.text((MARGIN, MARGIN - 6), shortened(title, large, width - 2 * MARGIN), INK, font=large)
 
     def left(self, index: int) -> int:
         """First pixel of a column."""
@@ -195,16 +195,16 @@ class _Figure:
         """Label, plane with the framed region, and the region enlarged."""
         x, room = self.left(index), self.pitch - GAP
         fonts = ImageFont.load_default(size=23), ImageFont.load_default(size=18)
-        self.pen.text((x + FRAME, self.labels), _shortened(column.label, fonts[0], room), INK, font=fonts[0])
-        self.pen.text((x + FRAME, self.labels + 29), _shortened(column.note, fonts[1], room), FAINT, font=fonts[1])
+        self.pen.text((x + FRAME, self.labels), shortened(column.label, fonts[0], room), INK, font=fonts[0])
+        self.pen.text((x + FRAME, self.labels + 29), shortened(column.note, fonts[1], room), FAINT, font=fonts[1])
         plane = column.plane
         cell = size[0] // plane.shape[0], size[1] // plane.shape[1]
         top, left, bottom, right = region
         crop = plane[top // cell[0] : -(-bottom // cell[0]), left // cell[1] : -(-right // cell[1])]
         rows = ((plane, self.whole, self.top), (crop, self.zoom, self.below))
         for (values, shape, y), window in zip(rows, windows, strict=True):
-            shown = _resampled(values, shape)
-            pixels = _gray(shown, window) if column.scale is None else _diverging(shown / column.scale)
+            shown = resampled(values, shape)
+            pixels = gray(shown, window) if column.scale is None else _diverging(shown / column.scale)
             self.image.paste(Image.fromarray(pixels), (x + FRAME, y + FRAME))
         scale = self.whole[0] / size[0], self.whole[1] / size[1]
         frame = (left * scale[1], top * scale[0], right * scale[1], bottom * scale[0])
@@ -222,21 +222,26 @@ class _Figure:
         if spacing_um is None or spacing_um[1] is None:
             return
         rows = ((self.whole, size[1], self.top), (self.zoom, part[1], self.below))
-        font = ImageFont.load_default(size=19)
         for shape, samples, y in rows:
-            length = _round_length(samples * spacing_um[1] * 0.3)
-            pixels = round(length / (samples * spacing_um[1]) * shape[1])
-            text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
-            right, bottom = self.left(0) + FRAME + shape[1] - 14, y + FRAME + shape[0] - 14
-            if shape[0] < 48 or pixels < 8:
-                continue
-            self.pen.rectangle((right - pixels - 1, bottom - 7, right + 1, bottom + 1), fill=(0, 0, 0))
-            self.pen.rectangle((right - pixels, bottom - 6, right, bottom), fill=(255, 255, 255))
-            place = (right - pixels / 2, bottom - 10)
-            self.pen.text(place, text, (255, 255, 255), font=font, anchor="mb", stroke_width=2, stroke_fill=(0, 0, 0))
+            draw_scale_bar(self.pen, (self.left(0) + FRAME, y + FRAME), shape, samples * spacing_um[1])
 
 
-def _steps(spacing_um: tuple[float | None, float | None] | None) -> tuple[float, float]:
+def draw_scale_bar(pen: ImageDraw.ImageDraw, corner: tuple[int, int], shape: tuple[int, int], width_um: float) -> None:
+    """A bar of a round length in a panel of `shape` pixels, `width_um` wide, if it is large enough for one."""
+    length = round_length(width_um * 0.3)
+    pixels = round(length / width_um * shape[1])
+    if shape[0] < 48 or pixels < 8:
+        return
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
+    font = ImageFont.load_default(size=19)
+    right, bottom = corner[0] + shape[1] - 14, corner[1] + shape[0] - 14
+    pen.rectangle((right - pixels - 1, bottom - 7, right + 1, bottom + 1), fill=(0, 0, 0))
+    pen.rectangle((right - pixels, bottom - 6, right, bottom), fill=PAPER)
+    place = (right - pixels / 2, bottom - 10)
+    pen.text(place, text, PAPER, font=font, anchor="mb", stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def steps(spacing_um: tuple[float | None, float | None] | None) -> tuple[float, float]:
     """Proportions of a fine sample; square where unknown."""
     if spacing_um is None or spacing_um[0] is None or spacing_um[1] is None:
         return 1.0, 1.0
@@ -253,14 +258,14 @@ def _display_size(size: tuple[int, int], step: tuple[float, float]) -> tuple[int
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _fitted(part: tuple[int, int], step: tuple[float, float], *, width: int, tallest: int) -> tuple[int, int]:
+def fitted(part: tuple[int, int], step: tuple[float, float], *, width: int, tallest: int) -> tuple[int, int]:
     """Pixels of an enlarged region: as wide as its panel, in its true proportions."""
     height = part[0] * step[0] * width / (part[1] * step[1])
     share = min(1.0, tallest / height)
     return max(1, round(height * share)), max(1, round(width * share))
 
 
-def _zoom_size(size: tuple[int, int], step: tuple[float, float]) -> tuple[int, int]:
+def zoom_size(size: tuple[int, int], step: tuple[float, float]) -> tuple[int, int]:
     """Samples of the enlarged region: a third of a small plane, and what is well seen of a large one."""
     unit = min(step)
     width = min(PANEL / 4, size[1] * step[1] / unit / 3)
@@ -268,12 +273,12 @@ def _zoom_size(size: tuple[int, int], step: tuple[float, float]) -> tuple[int, i
     return tuple(min(n, max(4, round(width * unit / s))) for n, s in zip(size, step, strict=True))  # type: ignore[return-value]
 
 
-def _largest_factor(planes: Mapping[str, Array], size: tuple[int, int]) -> tuple[int, int]:
+def largest_factor(planes: Mapping[str, Array], size: tuple[int, int]) -> tuple[int, int]:
     cells = [(size[0] // p.shape[0], size[1] // p.shape[1]) for p in planes.values()]
     return max(c[0] for c in cells), max(c[1] for c in cells)
 
 
-def _detailed_region(plane: Array, size: tuple[int, int], factor: tuple[int, int]) -> Box:
+def detailed_region(plane: Array, size: tuple[int, int], factor: tuple[int, int]) -> Box:
     """(top, left, bottom, right) of the region with the most gradient, on whole coarse samples, without holes.
 
     Gradients above their 90th percentile count as that, so that texture wins over the one edge of a label.
@@ -281,7 +286,7 @@ def _detailed_region(plane: Array, size: tuple[int, int], factor: tuple[int, int
     height, width = (min(n, max(f, part // f * f)) for n, part, f in zip(plane.shape, size, factor, strict=True))
     # A large plane is searched on a reduced copy; places are whole coarse samples of the plane.
     share = -(-max(plane.shape) // SEARCHED)
-    small = _resampled(plane, tuple(max(1, n // share) for n in plane.shape)) if share > 1 else plane
+    small = resampled(plane, tuple(max(1, n // share) for n in plane.shape)) if share > 1 else plane
     rows, columns = (max(1, n // share) for n in (height, width))
     known = np.isfinite(small)
     filled = np.where(known, small, np.median(small[known]) if known.any() else 0.0)
@@ -296,7 +301,7 @@ def _detailed_region(plane: Array, size: tuple[int, int], factor: tuple[int, int
     return top, left, top + height, left + width
 
 
-def _resampled(values: Array, shape: tuple[int, int]) -> NDArray[np.float32]:
+def resampled(values: Array, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Area average where pixels are fewer than samples, blocks where they are more; NaN where most of a pixel is."""
     size = shape[1], shape[0]
     known = np.isfinite(values)
@@ -308,12 +313,12 @@ def _resampled(values: Array, shape: tuple[int, int]) -> NDArray[np.float32]:
     return np.where(seen, np.asarray(filled) / np.where(seen, share, 1), np.float32(np.nan))
 
 
-def _gray(values: Array, window: Window) -> Pixels:
+def gray(values: Array, window: Window) -> Pixels:
     """(h, w) to (h, w, 3): black to white over the window, holes in slate."""
     known = np.isfinite(values)
     unit = (np.where(known, values, window[0]) - window[0]) / ((window[1] - window[0]) or 1.0)
-    gray = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
-    return _with_holes(np.repeat(gray[..., None], 3, axis=2), known)
+    levels = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+    return _with_holes(np.repeat(levels[..., None], 3, axis=2), known)
 
 
 BLUE, RED = np.array([5.0, 80.0, 170.0]), np.array([178.0, 16.0, 34.0])
@@ -333,18 +338,18 @@ def _with_holes(pixels: Pixels, known: NDArray[np.bool_]) -> Pixels:
     return pixels
 
 
-def _round_length(um: float) -> float:
+def round_length(um: float) -> float:
     """The largest of 1, 2, 5 times a power of ten that is at most `um`."""
     power = 10.0 ** math.floor(math.log10(um))
     return max(m for m in (1, 2, 5) if m * power <= um * (1 + 1e-9)) * power
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits or more, a comma between thousands. ASCII: Pillow's own font has no minus sign and no micro."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _shortened(text: str, font: Any, width: float) -> str:
+def shortened(text: str, font: Any, width: float) -> str:
     while len(text) > 4 and font.getlength(text) > width:
         text = text.removesuffix("...")[:-1].rstrip() + "..."
     return text
@@ -361,7 +366,7 @@ def _wrapped(text: str, font: Any, width: float) -> list[str]:
     return lines
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path) -> None:
     """Under another name first, so that the file is complete whenever it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

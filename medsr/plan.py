@@ -6,7 +6,8 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psutil
 import torch
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medsr.holes import HOLE_REACH
 from medsr.scan import Factor, Region, Scan
 from medsr.tiles import Tile, plan_tiles
-from medsr.upscaler import Staged, Upscaler, describe
+from medsr.upscaler import Composed, Staged, Upscaler, describe, has_stages
 
 if TYPE_CHECKING:
     from medsr.engines import EngineChoice
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Device", "MemoryTooSmallError", "Plan", "default_memory", "placed", "plan", "torch_device"]
 
 Device = str | torch.device
+Kind = TypeVar("Kind", bound=Upscaler)
 
 BASE_BYTES = 500_000_000
 """What the interpreter with torch and zarr holds before the first tile (measured: 380-450 MB resident)."""
@@ -215,9 +217,11 @@ def _cost_of(
     # Reading, the unit image and the stored result: 8 + 4 bytes a coarse sample, 8 + dtype bytes a fine one.
     read, result = 12.0, float(fine * (8 + scan.intensity.dtype.itemsize))
     waits = 4.0 * fine * waiting if device.type == "cpu" else 0.0
+    if engine is not None and engine.name != "torch" and isinstance(upscaler, Composed) and has_stages(upscaler):
+        return _cost_around(scan, upscaler, halo, device, engine, waiting=waiting)
     if engine is None or engine.name == "torch" or not isinstance(upscaler, Staged):
         run = placed(upscaler, device)
-        more = WORKSPACE["torch"] if isinstance(upscaler, Staged) else UNKNOWN_WORKSPACE
+        more = WORKSPACE["torch"] if has_stages(upscaler) else UNKNOWN_WORKSPACE
         per_read = more * _probed(run, _probe(len(limit), device)) + read
         return _Cost(limit, halo, None, 0, per_read + result, waits, 0.0)
     half = device.type == "cuda" and engine.precision != "float32"
@@ -234,6 +238,31 @@ def _cost_of(
         result + 8.0 * fine + waits,
         detail * more,
     )
+
+
+def _cost_around(
+    scan: Scan, upscaler: Composed, halo: tuple[int, ...], device: torch.device, engine: EngineChoice, *, waiting: int
+) -> _Cost:
+    """What its parts cost, one at a time, and what is done around them."""
+    costs = [_cost_of(scan, part, halo, device, engine, waiting=waiting) for part in upscaler.parts]
+    strips = [cost.strip_halo for cost in costs if cost.strip_halo is not None]
+    runs = [partial(_stand_in, factor=upscaler.factor)] * len(costs)
+    made = placed(upscaler, device)
+    around = _probed(lambda low: made.around(low, runs), _probe(len(halo), device))
+    return _Cost(
+        costs[0].limit,
+        halo,
+        tuple(map(max, zip(*strips, strict=True))) if strips else None,
+        sum(cost.fixed for cost in costs),
+        max(cost.per_read for cost in costs) + UNKNOWN_WORKSPACE * around,
+        max(cost.per_kept for cost in costs),
+        max(cost.per_strip for cost in costs),
+    )
+
+
+def _stand_in(low: Tensor, *, factor: Factor) -> Tensor:
+    """A tensor of the size of an estimate."""
+    return low.new_zeros(*low.shape[:2], *(n * f for n, f in zip(low.shape[2:], factor, strict=True)))
 
 
 def torch_device(device: Device) -> torch.device:
@@ -253,7 +282,7 @@ def torch_device(device: Device) -> torch.device:
     return place
 
 
-def placed(upscaler: Upscaler, device: torch.device) -> Upscaler:
+def placed(upscaler: Kind, device: torch.device) -> Kind:
     """The upscaler on its device; a network also in evaluation mode."""
     if isinstance(upscaler, nn.Module):
         upscaler.eval()

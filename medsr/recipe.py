@@ -8,6 +8,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from medsr.degradation.range import DegradationRange
+from medsr.methods.dfcan import DfcanRecipe
+from medsr.methods.espcn import EspcnRecipe
+from medsr.methods.esrgan import EsrganRecipe
+from medsr.methods.fast import FastRecipe
+from medsr.methods.fsrcnn import FsrcnnRecipe
+from medsr.methods.ikc import IkcRecipe
+from medsr.methods.rcan import RcanRecipe
+from medsr.methods.rrdb import RrdbRecipe
+from medsr.methods.scn import ScnRecipe
 from medsr.methods.settings import AdversarialRecipe, ContentLoss, NetworkRecipe, Part
 from medsr.methods.srgan import SrganRecipe
 from medsr.methods.srresnet import SrresnetRecipe
@@ -17,16 +26,38 @@ __all__ = [
     "AdversarialRecipe",
     "ContentLoss",
     "DataRecipe",
+    "EspcnRecipe",
+    "EsrganRecipe",
+    "FastRecipe",
+    "FsrcnnRecipe",
+    "DfcanRecipe",
+    "IkcRecipe",
     "IntensityRule",
     "Method",
     "NetworkRecipe",
+    "RcanRecipe",
     "Recipe",
+    "RrdbRecipe",
+    "ScnRecipe",
     "SrganRecipe",
     "SrresnetRecipe",
     "TrainingRecipe",
 ]
 
-Method = Annotated[SrresnetRecipe | SrganRecipe, Field(discriminator="kind")]
+Method = Annotated[
+    SrresnetRecipe
+    | SrganRecipe
+    | RrdbRecipe
+    | EsrganRecipe
+    | RcanRecipe
+    | DfcanRecipe
+    | IkcRecipe
+    | EspcnRecipe
+    | FsrcnnRecipe
+    | FastRecipe
+    | ScnRecipe,
+    Field(discriminator="kind"),
+]  # fmt: skip
 """Every trained method: a new one is a file in `methods/` and its recipe here."""
 
 
@@ -35,6 +66,15 @@ class DataRecipe(Part):
 
     folder: Path | None = Field(None, description="folder or file of scans; none: the shipped sample below")
     sample: Literal["mammogram", "nuclei", "surface"] = Field("nuclei", description="shipped sample, if no folder")
+    pairs: Path | None = Field(
+        None, description="folder with low/ and high/: real pairs by name, in place of folder and degradation"
+    )
+    registration: Literal["whole", "resample"] = Field(
+        "whole", description="pairs: crop whole fine samples only, or interpolate the coarse scan by what is left too"
+    )
+    match_intensity: bool = Field(
+        False, description="pairs: fit one line of gray values, low to high, for the run; off: values are compared"
+    )
     series: str | int | None = Field(None, description="which series of files that hold several")
     validation: float = Field(0.2, gt=0, lt=1, description="share of subjects held out; with one scan, of its rows")
     validation_folder: Path | None = Field(None, description="scans to validate on instead of a share")
@@ -46,6 +86,14 @@ class DataRecipe(Part):
     flips: bool = Field(True, description="random flips along every axis and quarter turns in the plane")
     patches_per_scan: int = Field(16, ge=1, description="patches drawn from a scan while it is open")
     validation_crops: int = Field(8, ge=1, description="held-out crops that are measured, and some of them pictured")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.pairs is not None and self.folder is not None:
+            raise ValueError("data.folder: expected none with data.pairs, found both; keep one of them")
+        if self.pairs is None and (self.registration != "whole" or self.match_intensity):
+            raise ValueError("data.pairs: expected a folder with registration or match_intensity, found none")
+        return self
 
 
 class IntensityRule(Part):
@@ -75,9 +123,12 @@ class TrainingRecipe(Part):
 
     pixel_steps: int = Field(2000, ge=0, description="steps of the pixel phase")
     adversarial_steps: int = Field(0, ge=0, description="steps of the adversarial phase that follows (srgan only)")
+    correction_steps: int = Field(
+        0, ge=0, description="steps of the phase that follows and learns to find the blur of a scan (ikc only)"
+    )
     batch: int = Field(16, ge=1, description="patches of one step, in each process")
     accumulate: int = Field(1, ge=1, description="batches summed before a step, for less memory")
-    learning_rate: float = Field(2e-4, gt=0, description="Adam's step size in the pixel phase")
+    learning_rate: float = Field(2e-4, gt=0, description="Adam's step size in the pixel and the correction phase")
     adversarial_learning_rate: float = Field(1e-4, gt=0, description="Adam's step size in the adversarial phase")
     schedule: Literal["constant", "cosine", "halve"] = Field(
         "cosine", description="how the step size falls; halve: at 1/2, 3/4, 7/8 and 15/16 of the steps"
@@ -119,10 +170,38 @@ class Recipe(Part):
                 f"data.patch: expected {len(factor)} sizes, each a multiple of the factor {list(factor)} and at least "
                 f"4 times it; found {list(patch)}"
             )
+        if self.data.pairs is not None and self.degradation != DegradationRange():
+            raise ValueError(
+                "degradation: expected none with data.pairs, whose coarse scans were measured; leave this section out"
+            )
         if self.training.adversarial_steps and not isinstance(self.method, AdversarialRecipe):
             raise ValueError(
                 f"training.adversarial_steps: expected 0 with method {self.method.kind}; use kind: srgan or esrgan"
             )
-        if self.training.pixel_steps + self.training.adversarial_steps == 0:
+        training = self.training
+        if training.pixel_steps + training.adversarial_steps + training.correction_steps == 0:
             raise ValueError("training: expected pixel_steps or adversarial_steps above 0, found both 0")
+        return self
+
+    @model_validator(mode="after")
+    def _blur_to_find(self) -> Self:
+        if not isinstance(self.method, IkcRecipe):
+            if self.training.correction_steps:
+                raise ValueError(f"training.correction_steps: expected 0 with method {self.method.kind}; use kind: ikc")
+            return self
+        if self.data.pairs is not None:
+            raise ValueError("data.pairs: expected none with method ikc, which learns from blurs that are known")
+        if self.degradation.second is not None:
+            raise ValueError("degradation.second: expected none with method ikc, which tells one blur from another")
+        if self.degradation.second is not None:
+            raise ValueError(
+                "degradation.second: expected none with method ikc, which learns to find the blur of one pass"
+            )
+        blurs = self.degradation
+        ranges = [r for r in (blurs.fwhm_um, blurs.fwhm_samples, blurs.axial_fwhm_um) if r is not None]
+        if self.training.correction_steps and all(low == high for low, high in ranges) and blurs.anisotropy == 1:
+            raise ValueError(
+                "degradation: expected a range of blurs with method ikc, found one blur only; give fwhm_um or "
+                "fwhm_samples [from, to]"
+            )
         return self

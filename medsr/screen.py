@@ -13,7 +13,24 @@ import typer
 
 import medsr
 
-__all__ = ["Spoken", "facts", "lines", "live", "print_facts", "print_scores", "print_table"]
+__all__ = [
+    "FAILED",
+    "STOPPED",
+    "WRONG",
+    "manners",
+    "Spoken",
+    "facts",
+    "lines",
+    "live",
+    "print_facts",
+    "print_means",
+    "print_scores",
+    "print_table",
+]
+
+
+FAILED, WRONG, STOPPED = 1, 2, 130
+"""Exit codes: some scan failed; a mistake in arguments or configuration; Ctrl-C."""
 
 
 class Spoken(logging.Handler):
@@ -111,6 +128,25 @@ def print_scores(rows: Iterable[Mapping[str, Any]]) -> None:
     print_table(("scan", "method", *names), cells)
 
 
+def print_means(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The means of a comparison, a line a method; empty where a figure does not exist."""
+    names = ("psnr_db", "ssim", "haarpsi", "frc_um", "consistency_db", "seconds", "peak_mb")
+    cells = [
+        (row["method"], str(row["scans"]), *("" if row[n] is None else f"{row[n]:.4g}" for n in names)) for row in rows
+    ]
+    print_table(("method", "scans", *names), cells)
+
+
+def print_blurs(rows: Iterable[Mapping[str, Any]]) -> None:
+    """The blur of scans, a line a scan and axis."""
+    names = ("fwhm_um", "fwhm_samples", "spread_samples")
+    cells = [
+        (row["scan"], row["axis"], *("" if row[n] is None else f"{row[n]:.3g}" for n in names), str(row["patches"]))
+        for row in rows
+    ]
+    print_table(("scan", "axis", *names, "patches"), cells)
+
+
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns of text on stdout, a line a row."""
     cells = [tuple(printable(cell) for cell in row) for row in (headers, *rows)]
@@ -145,3 +181,29 @@ def live() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], No
 def printable(text: str) -> str:
     """Text that any terminal takes, whatever bytes a file name holds."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextmanager
+def manners(debug: bool) -> Iterator[None]:
+    """A user's mistake becomes its lines on stderr and an exit code; a traceback only with --debug."""
+    try:
+        with Spoken() as spoken:
+            yield
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "stopped by Ctrl-C; what is complete is kept"
+        if said != spoken.last:
+            typer.echo(said, err=True)
+        raise typer.Exit(STOPPED) from None
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(lines(error), err=True)
+        raise typer.Exit(_code(error)) from None
+
+
+def _code(error: Exception) -> int:
+    """A path that cannot be used is a mistake in the arguments; a full or failing disk is not."""
+    asked = (ValueError, MemoryError, PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError)
+    return WRONG if isinstance(error, asked) else FAILED

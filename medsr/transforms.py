@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medsr.degradation.range import DegradationRange
 from medsr.holes import fill_holes
 from medsr.io import READERS, Source, read_scan
+from medsr.methods.kernel_code import KERNEL_SIZE, blur_of, render_kernel
 from medsr.scan import Factor, Intensity, Scan, ScanError, validate_factor
 from medsr.training.foreground import ForegroundMap, patch_region
 
@@ -188,10 +189,14 @@ class RandDegraded(Randomizable, MapTransform):  # type: ignore[misc]
         low_keys: where the coarse patches will be, one for each of `keys`.
         margin: coarse samples cut off each side after the degradation, for each axis of the factor; the patch has to
             be that much larger.
+        kernel_keys: where the blur kernels that were drawn will be, on a piece of the fine grid as `render_kernel`
+            makes them, float32, one for each of `keys`; None: nowhere.
+        kernel_size: fine samples of a kernel along each axis, odd; None: 21 in 2D, 15 in 3D.
         allow_missing_keys: leave out keys that an item lacks.
 
     Raises (when called):
-        ValueError: a width is in micrometers and the spacing is unknown, or a size is no multiple of the factor.
+        ValueError: a width is in micrometers and the spacing is unknown, a size is no multiple of the factor, or a
+            kernel is asked for and wider than its piece of the grid, or there are two of them.
     """
 
     def __init__(
@@ -202,6 +207,8 @@ class RandDegraded(Randomizable, MapTransform):  # type: ignore[misc]
         *,
         low_keys: KeysCollection = "low",
         margin: Sequence[int] | None = None,
+        kernel_keys: KeysCollection | None = None,
+        kernel_size: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -209,9 +216,13 @@ class RandDegraded(Randomizable, MapTransform):  # type: ignore[misc]
         self.factor = validate_factor(factor)
         self.low_keys: tuple[Hashable, ...] = (low_keys,) if isinstance(low_keys, str) else tuple(low_keys)
         self.margin = tuple(margin) if margin is not None else (0,) * len(self.factor)
+        named = (kernel_keys,) if isinstance(kernel_keys, str) else kernel_keys
+        self.kernel_keys: tuple[Hashable, ...] = (None,) * len(self.keys) if named is None else tuple(named)
+        self.kernel_size = kernel_size or KERNEL_SIZE.get(len(self.factor), 0)
         self.seed = 0
-        if len(self.low_keys) != len(self.keys):
-            raise ValueError(f"RandDegraded: expected a low key for each of {self.keys}, found {self.low_keys}")
+        for kind, found in (("low", self.low_keys), ("kernel", self.kernel_keys)):
+            if len(found) != len(self.keys):
+                raise ValueError(f"RandDegraded: expected a {kind} key for each of {self.keys}, found {found}")
 
     def randomize(self, data: Any = None) -> None:  # noqa: ARG002 (the name MONAI uses)
         """Draw the seed from which degradation and noise follow."""
@@ -220,7 +231,7 @@ class RandDegraded(Randomizable, MapTransform):  # type: ignore[misc]
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with coarse patches added and fine ones cropped."""
         item = dict(data)
-        for key, low_key in self.key_iterator(item, self.low_keys):
+        for key, low_key, kernel_key in self.key_iterator(item, self.low_keys, self.kernel_keys):
             self.randomize()
             high = item[key]
             spacing = _meta_spacing(high, len(self.factor))
@@ -229,6 +240,8 @@ class RandDegraded(Randomizable, MapTransform):  # type: ignore[misc]
             plain = high.as_tensor() if isinstance(high, MetaTensor) else torch.as_tensor(high)
             low = degradation(plain.float()[None], generator)[0]
             item[low_key] = _cropped(low, self.margin)
+            if kernel_key is not None:
+                item[kernel_key] = render_kernel(blur_of(degradation), self.factor, spacing, size=self.kernel_size)
             item[key] = _cropped(high, tuple(m * f for m, f in zip(self.margin, self.factor, strict=True)))
         return item
 

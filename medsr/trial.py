@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsr.degradation import Degradation, DegradationRange
+from medsr.degradation import Degradation, DegradationRange, SecondOrder
 from medsr.io.lazy import BlockArray
 from medsr.metrics import foreground_threshold, smoothed
 from medsr.scan import Factor, Region, Scan, ScanError
@@ -47,9 +47,11 @@ class Trial:
         self.shape = tuple(n * f for n, f in zip(coarse, self.factor, strict=True))
         self.lead = len(self.shape) - min(max(2, self.axes), len(self.shape))
         spacing = (scan.grid.spacing_um or (None,) * len(self.shape))[-self.axes :]
+        self.degradation: Degradation | SecondOrder
         if isinstance(degradation, DegradationRange):
-            degradation = degradation.center(factor, spacing)
-        self.degradation = degradation or Degradation(factor)
+            self.degradation = degradation.center(factor, spacing)
+        else:
+            self.degradation = degradation or Degradation(factor)
         grid = scan.grid.coarsen(factor)
         dtype = scan.intensity.dtype
         block = (1,) * self.lead + coarse[self.lead :]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medsr.scan import Factor, Scan
 from medsr.stages import Stages
 
-__all__ = ["Composed", "Placed", "Run", "Staged", "Upscaler", "describe", "fingerprint"]
+__all__ = ["Composed", "Placed", "Run", "Staged", "Upscaler", "describe", "fingerprint", "has_stages"]
 
 Run = Callable[[Tensor], Tensor]
 """How an upscaler is run: (n, 1, *size) to (n, 1, *size * factor), float32, unit intensity."""
@@ -97,6 +97,13 @@ class Composed(Upscaler, Protocol):
             (n, 1, *size * factor), float32.
         """
         ...
+
+
+def has_stages(upscaler: Upscaler) -> bool:
+    """Whether an engine can run it, or something it is made of, in another way than as it stands."""
+    if isinstance(upscaler, Composed):
+        return any(map(has_stages, upscaler.parts))
+    return isinstance(upscaler, Staged)
 
 
 def describe(upscaler: Upscaler) -> str:

@@ -219,7 +219,8 @@ class TileRunner:
         factor = self._chosen.factor
         dims = loaded.low.ndim - 2
         keep = loaded.tiles[0].keep[-dims:]
-        fine = self._engine(loaded.low, keep).numpy()
+        origins = [tuple(s.start for s in tile.read) for tile in loaded.tiles]
+        fine = self._engine(loaded.low, keep, origins).numpy()
         found = []
         for i, tile in enumerate(loaded.tiles):
             unit = fine[i, 0].reshape(region_shape(tile.target))

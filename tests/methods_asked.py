@@ -10,7 +10,18 @@ from torch import nn
 from medsr.data import MAMMOGRAM, NUCLEI
 from medsr.methods import Cubic, Lanczos, Linear
 from medsr.methods.network import Network
-from medsr.recipe import NetworkRecipe, SrresnetRecipe
+from medsr.recipe import (
+    DfcanRecipe,
+    EspcnRecipe,
+    FastRecipe,
+    FsrcnnRecipe,
+    IkcRecipe,
+    NetworkRecipe,
+    RcanRecipe,
+    RrdbRecipe,
+    ScnRecipe,
+    SrresnetRecipe,
+)
 from medsr.scan import robust_intensity
 
 INTERPOLATED = {
@@ -20,6 +31,9 @@ INTERPOLATED = {
     "lanczos-3": Lanczos((3, 3)),
 }
 SMALL = {"features": 8, "blocks": 2}
+DENSE = {"features": 4, "blocks": 1, "growth": 2}
+TINY_ATTENTION = {"features": 8, "groups": 1, "blocks": 1, "reduction": 2, "window": 7}
+BLIND = {"features": 8, "blocks": 2, "tail_kernel": 3, "estimator_features": 4, "kernel_size": 7}
 NETWORKS: dict[str, NetworkRecipe] = {
     "srresnet-2": SrresnetRecipe(factor=(2, 2), **SMALL),
     "srresnet-4": SrresnetRecipe(factor=(4, 4), head_kernel=5, tail_kernel=5, **SMALL),
@@ -29,6 +43,36 @@ NETWORKS: dict[str, NetworkRecipe] = {
     "batch-2": SrresnetRecipe(factor=(2, 2), norm="batch", **SMALL),
     "batch-4": SrresnetRecipe(factor=(4, 4), norm="batch", head_kernel=5, tail_kernel=5, **SMALL),
     "batch-1-2-2": SrresnetRecipe(factor=(1, 2, 2), norm="batch", head_kernel=3, tail_kernel=3, **SMALL),
+    "rrdb-2": RrdbRecipe(factor=(2, 2), **DENSE),
+    "rrdb-4": RrdbRecipe(factor=(4, 4), **DENSE),
+    "rrdb-3-2": RrdbRecipe(factor=(3, 2), **DENSE),
+    "rrdb-1-2-2": RrdbRecipe(factor=(1, 2, 2), **DENSE),
+    "rrdb-4-1-1": RrdbRecipe(factor=(4, 1, 1), **DENSE),
+    "rcan-2": RcanRecipe(factor=(2, 2), **TINY_ATTENTION),
+    "rcan-3-2": RcanRecipe(factor=(3, 2), **TINY_ATTENTION),
+    "rcan-1-2-2": RcanRecipe(factor=(1, 2, 2), **TINY_ATTENTION),
+    "rcan-4-1-1": RcanRecipe(factor=(4, 1, 1), **TINY_ATTENTION),
+    "dfcan-2": DfcanRecipe(factor=(2, 2), **TINY_ATTENTION),
+    "dfcan-3": DfcanRecipe(factor=(3, 3), **TINY_ATTENTION),
+    "dfcan-1-2-2": DfcanRecipe(factor=(1, 2, 2), **TINY_ATTENTION),
+    "espcn-2": EspcnRecipe(factor=(2, 2), features=(8, 6)),
+    "espcn-3-2": EspcnRecipe(factor=(3, 2), features=(8, 6)),
+    "espcn-1-2-2": EspcnRecipe(factor=(1, 2, 2), features=(6, 4)),
+    "fsrcnn-2": FsrcnnRecipe(factor=(2, 2), features=8, shrunk=4, mappings=2),
+    "fsrcnn-3": FsrcnnRecipe(factor=(3, 3), features=8, shrunk=4, mappings=1),
+    "fsrcnn-4-1-1": FsrcnnRecipe(factor=(4, 1, 1), features=6, shrunk=4, mappings=1),
+    "fast-2": FastRecipe(factor=(2, 2), features=8, blocks=2),
+    "fast-4": FastRecipe(factor=(4, 4), features=8, blocks=2),
+    "fast-1-2-2": FastRecipe(factor=(1, 2, 2), features=6, blocks=1),
+    "fast-4-1-1": FastRecipe(factor=(4, 1, 1), features=6, blocks=1),
+    "scn-2": ScnRecipe(factor=(2, 2), atoms=16),
+    "scn-4": ScnRecipe(factor=(4, 4), atoms=8),
+    "scn-3-2": ScnRecipe(factor=(3, 2), atoms=8),
+    "scn-1-2-2": ScnRecipe(factor=(1, 2, 2), atoms=8),
+    "ikc-2": IkcRecipe(factor=(2, 2), **BLIND),
+    "ikc-3-2": IkcRecipe(factor=(3, 2), **BLIND),
+    "ikc-1-2-2": IkcRecipe(factor=(1, 2, 2), **BLIND),
+    "ikc-4-1-1": IkcRecipe(factor=(4, 1, 1), **BLIND),
 }
 """Trained methods that all laws are asked of: small, in 2D and 3D, with even and uneven factors."""
 GAIN_MATTERS = ("batch",)

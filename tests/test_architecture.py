@@ -20,12 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "medsr"
 
 ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "command line": (8, ("cli", "screen")),
+    "command line": (8, ("cli", "arguments", "options", "screen")),
     "door": (7, ("__init__",)),
     "training": (6, ("training",)),
     "transforms": (6, ("transforms",)),
     "report": (6, ("report",)),
-    "checkpoint": (5, ("checkpoint", "card")),
+    "comparison": (6, ("comparison",)),
+    "checkpoint": (5, ("checkpoint", "card", "blending", "blur")),
     "trust": (5, ("trust",)),
     "recipe": (4, ("recipe",)),
     "batch": (
@@ -35,16 +36,20 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
             *("progress", "bucket_progress", "header", "records", "locks"),
         ),
     ),
-    "evaluate": (4, ("evaluation", "trial")),
+    "evaluate": (
+        4,
+        ("evaluation", "trial", "scoring", "footprint", "paired_evaluation", "pairing", "registration"),
+    ),
+    "library": (4, ("library",)),
     "methods": (3, ("methods",)),
-    "upscale": (3, ("upscaler", "upscaling", "plan", "holes", "engines")),
+    "upscale": (3, ("upscaling", "plan", "holes", "engines")),
     "degradation": (2, ("degradation",)),
     "io": (2, ("io",)),
-    "network": (2, ("stages", "precision")),
+    "contract": (2, ("upscaler", "stages", "precision")),
     "tiles": (2, ("tiles",)),
     "scan": (1, ("scan",)),
-    "metrics": (1, ("metrics", "frc")),
-    "pictures": (1, ("pictures",)),
+    "metrics": (1, ("metrics", "frc", "perceptual", "surface")),
+    "pictures": (1, ("pictures", "sheet")),
     "config": (1, ("config", "config_errors")),
     "data": (1, ("data",)),
     "version": (1, ("version",)),
@@ -54,6 +59,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
 SIDEWAYS = {
     ("metrics", "scan"),
     ("pictures", "scan"),
+    ("comparison", "training"),
     ("training", "transforms"),
     ("transforms", "training"),
 }
@@ -150,7 +156,11 @@ def test_the_command_line_sees_only_the_door() -> None:
     assert [a for a in deep if room_of(a.target)[1] != "command line"] == []
 
 
-INSIDE = {"codecs.py": ("medsr.io.omezarr", "medsr.io.places"), "gpu.py": ("medsr.engines",)}
+INSIDE = {
+    "codecs.py": ("medsr.io.omezarr", "medsr.io.places"),
+    "fast.py": ("medsr.engines",),
+    "gpu.py": ("medsr.engines",),
+}
 """Benchmarks of a part that has no name at the door."""
 
 

@@ -16,7 +16,8 @@ import tifffile
 from typer.testing import CliRunner, Result
 
 import medsr
-from medsr.cli import _bytes, _factor, app, main
+from medsr.arguments import amount, factor_of
+from medsr.cli import app, main
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("method.features=4", "method.blocks=1", "method.head_kernel=3", "training.pixel_steps=4", "training.batch=2",
@@ -305,22 +306,22 @@ def test_a_fault_of_the_program_is_not_hidden(scans: Path, tmp_path: Path, monke
 
 
 def test_amounts_of_memory() -> None:
-    for text, amount in {"1.5GB": 1_500_000_000, "800MB": 800_000_000, "2GiB": 2**31, "2 g": 2 * 10**9, ".5k": 500,
+    for text, expected in {"1.5GB": 1_500_000_000, "800MB": 800_000_000, "2GiB": 2**31, "2 g": 2 * 10**9, ".5k": 500,
                          "64KiB": 65536, "1t": 10**12}.items():  # fmt: skip
-        assert _bytes(text) == amount
-    assert _bytes(None) is None
+        assert amount(text) == expected
+    assert amount(None) is None
     for text in ("", "GB", "-1GB", "1.5", "1e9B", "0MB", "1XB", "1GB2", "nan GB", "0.0001k"):
         with pytest.raises(ValueError, match="--memory: expected an amount"):
-            _bytes(text)
+            amount(text)
 
 
 def test_factors() -> None:
     known = {"2,2": (2, 2), "4, 4": (4, 4), "1,2,2": (1, 2, 2), "2x3": (2, 3), "[4,1,1]": (4, 1, 1)}
     for text, factor in known.items():
-        assert _factor(text) == factor
+        assert factor_of(text) == factor
     for text in ("", "2", "2,", "a,b", "1,1", "2.5,2", "-2,2", "2,2,2,2", "0,2", "2;2", "9999,2"):
         with pytest.raises(ValueError, match="--factor: expected 2 or 3 whole numbers"):
-            _factor(text)
+            factor_of(text)
 
 
 def test_evaluate_writes_scores(scans: Path, tmp_path: Path) -> None:

@@ -98,14 +98,14 @@ def test_the_region_has_texture_and_is_no_label() -> None:
     plane = np.zeros((400, 400), np.float32)
     plane[20:60, 20:120] = 5000  # a label with hard edges
     plane[200:300, 220:340] = 300 + random.normal(0, 60, (100, 120))
-    top, left, bottom, right = pictures._detailed_region(plane, (80, 80), (4, 4))
+    top, left, bottom, right = pictures.detailed_region(plane, (80, 80), (4, 4))
     assert top >= 196
     assert left >= 216
     assert bottom <= 304
     assert right <= 344
     assert top % 4 == left % 4 == 0
     plane[200:300, 220:340] = np.nan
-    box = pictures._detailed_region(plane, (80, 80), (4, 4))
+    box = pictures.detailed_region(plane, (80, 80), (4, 4))
     assert np.isfinite(plane[box[0] : box[2], box[1] : box[3]]).all()
 
 
@@ -113,7 +113,7 @@ def test_the_region_of_a_large_plane_lies_on_whole_coarse_samples() -> None:
     random = np.random.default_rng(0)
     plane = np.zeros((4100, 4300), np.float32)
     plane[3900:4100, 4100:4300] = random.normal(0, 60, (200, 200))
-    top, left, bottom, right = pictures._detailed_region(plane, (128, 128), (4, 4))
+    top, left, bottom, right = pictures.detailed_region(plane, (128, 128), (4, 4))
     assert (top % 4, left % 4, bottom - top, right - left) == (0, 0, 128, 128)
     assert top > 3850
     assert left > 4050

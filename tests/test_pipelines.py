@@ -115,25 +115,6 @@ def test_stack_axial_finds_the_factor_that_makes_cubes(tmp_path: Path, capsys: p
     assert "--axial" in capsys.readouterr().err
 
 
-def test_compare_methods_makes_one_table(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scans, out = tmp_path / "scans", tmp_path / "out"
-    scans.mkdir()
-    planes = medsr.read_scan(medsr.NUCLEI).read()
-    for index in (10, 20):
-        tifffile.imwrite(scans / f"field{index}.tif", np.ascontiguousarray(planes[index, :128, :128]))
-    assert pipeline("compare_methods").main([str(scans), str(out), "--run", str(run)]) == 0
-    rows = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
-    assert [row["method"] for row in rows] == ["linear", "cubic", "lanczos", str(run)]
-    assert [row["scans"] for row in rows] == ["2"] * 4
-    figure = {row["method"]: float(row["psnr_db"]) for row in rows}
-    assert figure["linear"] < figure["cubic"]
-    assert (out / "cubic" / "field10.png").is_file()
-    assert str(run) in capsys.readouterr().out
-
-    assert pipeline("compare_methods").main([str(scans), str(out), "--factor", "4,4", "--run", str(run)]) == 2
-    assert "factor" in capsys.readouterr().err
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_cluster_batch_on_processes_of_this_machine(tmp_path: Path) -> None:
     pytest.importorskip("distributed")

@@ -11,7 +11,7 @@ from medsr.methods.network import Network
 from medsr.metrics import psnr_db
 from medsr.recipe import Method, NetworkRecipe, Recipe
 from medsr.upscaler import Staged
-from tests.methods_asked import NETWORKS, mammogram, noise, sizes
+from tests.methods_asked import NETWORKS, noise, real_scan, sizes
 
 UNION: tuple[type[NetworkRecipe], ...] = get_args(get_args(Method)[0])
 KINDS = {kind.model_fields["kind"].default: kind for kind in UNION}
@@ -25,10 +25,10 @@ def test_every_kind_is_asked_the_laws():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_it_learns_one_pair_by_heart(name):
-    """Gate 18: above 40 dB after 300 steps on one pair of 64 x 64 fine samples."""
+    """Above 40 dB after 300 steps on one pair of 64 x 64 fine samples, a noisy one, of which cubic knows 29 dB."""
     torch.manual_seed(0)
     network = KINDS[name].small((2, 2)).build().train()
-    high = mammogram()[..., 96:160, 96:160].clamp(0, 1)
+    high = real_scan()[:, :, 15, 128:192, 64:128]
     low = torch.nn.functional.avg_pool2d(high, 2)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from medsr.degradation.mtf import DetectorMTF
     from medsr.degradation.noise import Noise, PoissonGaussian
     from medsr.degradation.operator import Degradation
-    from medsr.degradation.range import DegradationRange
+    from medsr.degradation.range import DegradationRange, SecondOrderRange
+    from medsr.degradation.scanning import ScanningNoise
+    from medsr.degradation.second_order import SecondOrder
 
 __all__ = [
     "Airy",
@@ -26,6 +28,9 @@ __all__ = [
     "Noise",
     "Part",
     "PoissonGaussian",
+    "ScanningNoise",
+    "SecondOrder",
+    "SecondOrderRange",
     "Weights",
     "confocal_fwhm_um",
     "matlab_imresize",
@@ -43,7 +48,9 @@ _HOMES = {
     "mtf": ("DetectorMTF",),
     "noise": ("Noise", "PoissonGaussian"),
     "operator": ("Degradation",),
-    "range": ("DegradationRange",),
+    "range": ("DegradationRange", "SecondOrderRange"),
+    "scanning": ("ScanningNoise",),
+    "second_order": ("SecondOrder",),
 }
 
 

@@ -141,6 +141,11 @@ class Degradation:
                 reach[axis] = math.ceil(max(0, -start) / self.factor[axis])
         return tuple(reach.values())
 
+    @property
+    def separable(self) -> bool:
+        """Whether each axis is blurred and sampled on its own, so that `mean` is one matrix for each axis."""
+        return all(len(stage.axes) == 1 for stage in self._stages)
+
     def mean(self, high: Tensor) -> Tensor:
         """The coarse scan without noise: linear, and gradients pass.
 

@@ -13,12 +13,79 @@ from medsr.scan import Factor, validate_factor
 if TYPE_CHECKING:
     import torch
 
+    from medsr.degradation.kernels import Kernel
+    from medsr.degradation.noise import Noise
     from medsr.degradation.operator import Degradation
+    from medsr.degradation.second_order import Resizing, SecondOrder
 
-__all__ = ["DegradationRange"]
+__all__ = ["DegradationRange", "SecondOrderRange"]
 
 Range = tuple[float, float]
 Spacing = tuple[float | None, ...]
+
+MOST_BETWEEN = 8.0
+"""Samples between two passes for each fine one: more cost memory and change nothing."""
+
+MIDDLE = (0.5, 0.5, 0.0, 0.0, 0.5, 0.5)
+"""Fractions of the middle of a pass: width, axial width, anisotropy, angle, photons, read noise."""
+
+SECOND_DRAWS = 9
+"""Random numbers a second pass needs: those of a pass, the samples between, the kind of resizing, the ringing."""
+
+SCANNING_DRAWS = 2
+"""Random numbers the noise of scanning needs: its variance, and the share of lost samples."""
+
+RESIZINGS: tuple[Resizing, ...] = ("area", "linear", "cubic")
+"""How a first pass may have been resized (Wang et al. 2021, section 3.1)."""
+
+
+class SecondOrderRange(BaseModel):
+    """The second pass of a degradation: a scan that was resampled once more before it came to us.
+
+    The blur and the noise of the `DegradationRange` it belongs to are those of the first pass, which is then resized at
+    random; these are those of the second, which ends at the coarse grid. Nothing is compressed or sharpened.
+
+    References:
+        X. Wang et al., "Real-ESRGAN: Training real-world blind super-resolution with pure synthetic data", 2021,
+        sections 3.2 and 3.3, arXiv:2107.10833.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    between: Range = Field(
+        (0.5, 1.5), description="samples of the grid between the passes for each fine one, from..to; whole a coarse one"
+    )
+    fwhm_um: Range | None = Field(None, description="in-plane blur of the second pass from..to, micrometers")
+    fwhm_samples: Range | None = Field(None, description="the same in coarse samples, along every refined axis")
+    axial_fwhm_um: Range | None = Field(None, description="blur along z of the second pass from..to, micrometers")
+    anisotropy: float = Field(1.0, ge=1, le=20, description="largest ratio of its two in-plane widths; 1: round")
+    photons: Range | None = Field(None, description="photons at white in the second pass; none: no photon noise")
+    read_noise: Range | None = Field(None, description="sd of the second read noise, unit intensity; none: no noise")
+    ringing: Range | None = Field(
+        None, description="highest frequency kept at the end, share of Nyquist from..to such as [0.6, 1.0]; none: all"
+    )
+
+    @field_validator("between", "fwhm_um", "fwhm_samples", "axial_fwhm_um", "photons", "read_noise", "ringing")
+    @classmethod
+    def _ordered(cls, value: Range | None) -> Range | None:
+        return _checked_order(value)
+
+    @field_validator("photons")
+    @classmethod
+    def _some(cls, value: Range | None) -> Range | None:
+        return _checked_photons(value)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.between[1] <= 0 or self.between[1] > MOST_BETWEEN:
+            raise ValueError(f"between: expected [from, to] with 0 < to <= {MOST_BETWEEN}, found {list(self.between)}")
+        if self.ringing is not None and not 0 < self.ringing[0] <= self.ringing[1] <= 1:
+            raise ValueError(f"ringing: expected shares above 0 and at most 1, found {list(self.ringing)}")
+        if self.fwhm_um is not None and self.fwhm_samples is not None:
+            raise ValueError("second: expected one in-plane blur, found fwhm_um and fwhm_samples; keep one of them")
+        if self.anisotropy > 1 and self.fwhm_um is None and self.fwhm_samples is None:
+            raise ValueError("second: anisotropy above 1 needs fwhm_um or fwhm_samples")
+        return self
 
 
 class DegradationRange(BaseModel):
@@ -43,23 +110,43 @@ class DegradationRange(BaseModel):
     )
     photons: Range | None = Field(None, description="photons counted at white from..to; none: no photon noise")
     read_noise: Range | None = Field(None, description="sd of the read noise from..to, unit intensity; none: no noise")
+    local_variance: Range | None = Field(
+        None,
+        description="scanning: variance of normal noise where the signal is 1, from..to; none: no such noise",
+    )
+    salt_pepper: Range | None = Field(
+        None, description="scanning: share of samples lost to white or black, half each, from..to; none: none"
+    )
     na: float | None = Field(None, gt=0, le=2, description="numerical aperture of a widefield microscope, fixed blur")
     wavelength_um: float | None = Field(None, gt=0, le=20, description="its emission wavelength, micrometers")
     refractive_index: float = Field(1.518, ge=1, le=2, description="its immersion: oil 1.518, water 1.333, air 1")
+    second: SecondOrderRange | None = Field(
+        None, description="a second pass of blur, sampling and noise, for scans that were resampled; none: one pass"
+    )
 
-    @field_validator("fwhm_um", "fwhm_samples", "axial_fwhm_um", "photons", "read_noise")
+    @field_validator(
+        "fwhm_um", "fwhm_samples", "axial_fwhm_um", "photons", "read_noise", "local_variance", "salt_pepper"
+    )
     @classmethod
     def _ordered(cls, value: Range | None) -> Range | None:
-        if value is not None and not 0 <= value[0] <= value[1]:
-            raise ValueError(f"expected [from, to] with 0 <= from <= to, found {list(value)}")
-        return value
+        return _checked_order(value)
 
     @field_validator("photons")
     @classmethod
     def _some(cls, value: Range | None) -> Range | None:
-        if value is not None and value[0] < 1e-3:
-            raise ValueError(f"expected photons above 0 (leave it out for no photon noise), found {list(value)}")
-        return value
+        return _checked_photons(value)
+
+    @model_validator(mode="after")
+    def _scanned_once(self) -> Self:
+        if self.salt_pepper is not None and self.salt_pepper[1] > 1:
+            raise ValueError(f"salt_pepper: expected shares of at most 1, found {list(self.salt_pepper)}")
+        if self._scans and self.second is not None:
+            raise ValueError("second: expected none with local_variance or salt_pepper; keep one of them")
+        return self
+
+    @property
+    def _scans(self) -> bool:
+        return self.local_variance is not None or self.salt_pepper is not None
 
     @model_validator(mode="after")
     def _one_blur(self) -> Self:
@@ -77,11 +164,14 @@ class DegradationRange(BaseModel):
             raise ValueError("degradation: anisotropy above 1 needs fwhm_um or fwhm_samples")
         return self
 
-    def sample(self, generator: torch.Generator, factor: Factor, spacing_um: Spacing | None = None) -> Degradation:
+    def sample(
+        self, generator: torch.Generator, factor: Factor, spacing_um: Spacing | None = None
+    ) -> Degradation | SecondOrder:
         """One degradation of the range; the same generator state gives the same one.
 
         Args:
-            generator: moves on by the same amount whatever the range.
+            generator: moves on by the same amount whatever the range; by another one where there is a second pass
+                or the noise of scanning.
             factor: fine samples for each coarse one.
             spacing_um: fine spacing for the factor's axes; needed by widths in micrometers.
 
@@ -90,50 +180,124 @@ class DegradationRange(BaseModel):
         """
         import torch
 
-        draw = torch.rand(6, generator=generator, dtype=torch.float64, device=generator.device).tolist()
+        count = len(MIDDLE) + (SECOND_DRAWS if self.second is not None else SCANNING_DRAWS if self._scans else 0)
+        draw = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device).tolist()
         return self._at(draw, factor, spacing_um)
 
-    def center(self, factor: Factor, spacing_um: Spacing | None = None) -> Degradation:
+    def center(self, factor: Factor, spacing_um: Spacing | None = None) -> Degradation | SecondOrder:
         """The degradation in the middle of every range (photons: geometric mean; round blur); arguments as in `sample`.
 
         Raises:
             ValueError: a width is in micrometers and the spacing of its axis is unknown.
         """
-        return self._at([0.5, 0.5, 0.0, 0.0, 0.5, 0.5], factor, spacing_um)
+        return self._at([*MIDDLE, *MIDDLE, 0.5, 0.5, 0.5], factor, spacing_um)
 
-    def _at(self, draw: list[float], factor: Factor, spacing_um: Spacing | None) -> Degradation:
-        """The degradation at the fractions (width, axial width, anisotropy, angle, photons, read noise)."""
+    def widest(self) -> DegradationRange:
+        """The range of its widest blurs alone: what a margin around a patch has to allow for."""
+
+        def ends(part: DegradationRange | SecondOrderRange) -> dict[str, Range]:
+            ranges = {name: getattr(part, name) for name in ("fwhm_um", "fwhm_samples", "axial_fwhm_um")}
+            return {name: (width[1], width[1]) for name, width in ranges.items() if width is not None}
+
+        second = None if self.second is None else self.second.model_copy(update=ends(self.second))
+        return self.model_copy(update={**ends(self), "second": second})
+
+    def _at(self, draw: list[float], factor: Factor, spacing_um: Spacing | None) -> Degradation | SecondOrder:
+        """The degradation at the fractions (width, axial width, anisotropy, angle, photons, read noise), and with a
+        second pass those of it, then (samples between the passes, resizing, ringing)."""
         from medsr.degradation.kernels import Gaussian
-        from medsr.degradation.noise import PoissonGaussian
         from medsr.degradation.operator import Degradation
+        from medsr.degradation.second_order import SecondOrder
 
         factor = validate_factor(factor)
-        kernel = None
-        axial = _between(self.axial_fwhm_um, draw[1])
-        spread = math.sqrt(self.anisotropy ** draw[2])
         if self.na is not None and self.wavelength_um is not None:
-            kernel = Gaussian.widefield(self.na, self.wavelength_um, refractive_index=self.refractive_index)
-            kernel = kernel if axial is None else replace(kernel, axial_fwhm_um=axial)
-        elif self.fwhm_um is not None:
-            um = _between(self.fwhm_um, draw[0]) or 0.0
-            kernel = Gaussian((um * spread, um / spread), axial_fwhm_um=axial, angle_deg=180 * draw[3])
-        elif self.fwhm_samples is not None:
-            samples = _between(self.fwhm_samples, draw[0]) or 0.0
-            kept = [float(f > 1) for f in (1, *factor)[-2:]]
-            whole = all(kept)  # a blur can only be turned where both axes have one
-            widths = (samples * spread, samples / spread) if whole else (samples * kept[0], samples * kept[1])
-            kernel = Gaussian(
-                fwhm_samples=widths,
-                axial_fwhm_um=axial,
-                axial_fwhm_samples=samples if axial is None and len(factor) == 3 and factor[0] > 1 else None,
-                angle_deg=180 * draw[3] if whole else 0.0,
+            kernel: Kernel | None = Gaussian.widefield(
+                self.na, self.wavelength_um, refractive_index=self.refractive_index
             )
-        elif axial is not None:
-            kernel = Gaussian(axial_fwhm_um=axial)
-        photons = _between(self.photons, draw[4], logarithmic=True)
-        read = _between(self.read_noise, draw[5])
-        noise = None if photons is None and read is None else PoissonGaussian(photons, read or 0.0)
-        return Degradation(factor, kernel=kernel, sampling=self.sampling, noise=noise, spacing_um=spacing_um)
+            axial = _between(self.axial_fwhm_um, draw[1])
+            if axial is not None and isinstance(kernel, Gaussian):
+                kernel = replace(kernel, axial_fwhm_um=axial)
+        else:
+            kernel = _blur(self, draw, factor)
+        noise = _noise(self, draw)
+        if self._scans:
+            noise = _scanning(self, draw[len(MIDDLE) :], noise)
+        if self.second is None:
+            return Degradation(factor, kernel=kernel, sampling=self.sampling, noise=noise, spacing_um=spacing_um)
+        more, (count, kind, ringing) = draw[6:12], draw[12:]
+        return SecondOrder(
+            factor,
+            between=tuple(_count(self.second.between, count, f) for f in factor),
+            kernels=(kernel, _blur(self.second, more, factor)),
+            noises=(noise, _noise(self.second, more)),
+            resizing=RESIZINGS[min(int(kind * len(RESIZINGS)), len(RESIZINGS) - 1)],
+            sampling=self.sampling,
+            ringing=_between(self.second.ringing, ringing),
+            spacing_um=spacing_um,
+        )
+
+
+def _checked_order(value: Range | None) -> Range | None:
+    if value is not None and not 0 <= value[0] <= value[1]:
+        raise ValueError(f"expected [from, to] with 0 <= from <= to, found {list(value)}")
+    return value
+
+
+def _checked_photons(value: Range | None) -> Range | None:
+    if value is not None and value[0] < 1e-3:
+        raise ValueError(f"expected photons above 0 (leave it out for no photon noise), found {list(value)}")
+    return value
+
+
+def _blur(widths: DegradationRange | SecondOrderRange, draw: list[float], factor: Factor) -> Kernel | None:
+    """The Gaussian at the fractions (width, axial width, anisotropy, angle, ...)."""
+    from medsr.degradation.kernels import Gaussian
+
+    axial = _between(widths.axial_fwhm_um, draw[1])
+    spread = math.sqrt(widths.anisotropy ** draw[2])
+    if widths.fwhm_um is not None:
+        um = _between(widths.fwhm_um, draw[0]) or 0.0
+        return Gaussian((um * spread, um / spread), axial_fwhm_um=axial, angle_deg=180 * draw[3])
+    if widths.fwhm_samples is not None:
+        samples = _between(widths.fwhm_samples, draw[0]) or 0.0
+        kept = [float(f > 1) for f in (1, *factor)[-2:]]
+        whole = all(kept)  # a blur can only be turned where both axes have one
+        pair = (samples * spread, samples / spread) if whole else (samples * kept[0], samples * kept[1])
+        return Gaussian(
+            fwhm_samples=pair,
+            axial_fwhm_um=axial,
+            axial_fwhm_samples=samples if axial is None and len(factor) == 3 and factor[0] > 1 else None,
+            angle_deg=180 * draw[3] if whole else 0.0,
+        )
+    return None if axial is None else Gaussian(axial_fwhm_um=axial)
+
+
+def _noise(levels: DegradationRange | SecondOrderRange, draw: list[float]) -> Noise | None:
+    """The noise at the fractions (..., photons, read noise)."""
+    from medsr.degradation.noise import PoissonGaussian
+
+    photons = _between(levels.photons, draw[4], logarithmic=True)
+    read = _between(levels.read_noise, draw[5])
+    return None if photons is None and read is None else PoissonGaussian(photons, read or 0.0)
+
+
+def _scanning(levels: DegradationRange, draw: list[float], detector: Noise | None) -> Noise:
+    """The noise of scanning at the fractions (local variance, lost samples, ...), after that of the detector."""
+    from medsr.degradation.scanning import ScanningNoise
+
+    lost = (_between(levels.salt_pepper, draw[1]) or 0.0) / 2
+    variance = _between(levels.local_variance, draw[0]) or 0.0
+    return ScanningNoise(variance, salt=lost, pepper=lost, detector=detector)
+
+
+def _count(between: Range, fraction: float, factor: int) -> int:
+    """Samples between the passes for each coarse one: every whole number of the range as likely as the others."""
+    if factor == 1:
+        return 1
+    least, most = max(1, math.ceil(between[0] * factor - 1e-9)), math.floor(between[1] * factor + 1e-9)
+    if least > most:  # no whole number in the range: the one nearest to its middle
+        return max(1, round((between[0] + between[1]) / 2 * factor))
+    return least + min(int(fraction * (most - least + 1)), most - least)
 
 
 def _between(range_: Range | None, fraction: float, *, logarithmic: bool = False) -> float | None:

@@ -17,7 +17,7 @@ from medsr.engines.running import build_engine
 from medsr.holes import fill_holes
 from medsr.plan import Device, Plan, plan, torch_device
 from medsr.scan import Region, Scan, sample_values
-from medsr.upscaler import Staged, Upscaler, describe
+from medsr.upscaler import Upscaler, describe, has_stages
 
 __all__ = ["ENGINES", "available", "choose_engine"]
 
@@ -76,7 +76,7 @@ def choose_engine(
     place = torch_device(device)
     tell = note or (lambda _: None)
     allowed = _used_range(scan) * DEFAULT_TOLERANCE if tolerance is None else tolerance
-    if not isinstance(upscaler, Staged):
+    if not has_stages(upscaler):
         if engine not in ("auto", "torch"):
             tell(f"engine {engine}: {describe(upscaler)} has no network to run otherwise; it runs as it is")
         return REFERENCE
@@ -189,7 +189,7 @@ class _Trial:
     """
 
     scan: Scan
-    upscaler: Staged
+    upscaler: Upscaler
     device: torch.device
     memory: int | None
     tiles: list[_MeasuredTile] = field(default_factory=list)

@@ -12,14 +12,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from medsr.engines.choice import EngineChoice
+from medsr.engines.choice import REFERENCE, EngineChoice
 from medsr.engines.parts import Parts, openvino_parts, torch_parts
 from medsr.plan import placed
 from medsr.precision import float32_only
 from medsr.scan import Region
 from medsr.stages import Stages
 from medsr.tiles import plan_tiles, region_shape, whole
-from medsr.upscaler import Staged, Upscaler, describe, fingerprint
+from medsr.upscaler import Composed, Placed, Run, Staged, Upscaler, describe, fingerprint, has_stages
 
 __all__ = ["Engine", "build_engine"]
 
@@ -27,18 +27,21 @@ KEPT_NETWORKS = 4
 """Networks a process keeps ready: each holds a copy of the weights and of its working memory."""
 
 Note = Callable[[str], None]
+Origins = Sequence[tuple[int, ...]]
 
 
 class Engine(Protocol):
     """An upscaler as it is run; not for two threads at a time."""
 
-    def __call__(self, low: Tensor, keep: Region | None = None) -> Tensor:
+    def __call__(self, low: Tensor, keep: Region | None = None, origins: Origins = ()) -> Tensor:
         """Upscale tiles of equal shape.
 
         Args:
             low: (n, 1, *size) float32 in unit intensity, on the CPU.
             keep: region of the result to return, in fine samples along the spatial axes; None: all. An edge of `low`
                 nearer to it than the halo is taken for an edge of the scan.
+            origins: where in the scan the first sample of each tile lies, in coarse samples along all of its axes; for
+                upscalers that must know.
 
         Returns:
             (n, 1, *kept) float32, on the CPU.
@@ -65,7 +68,7 @@ def build_engine(
     """The engine of a choice, built once in a process for the same weights.
 
     Args:
-        upscaler: already adapted to its scan; for other engines than "torch" a `Staged` one.
+        upscaler: already adapted to its scan; for other engines than "torch" a `Staged` one, or one made of such.
         choice: from `choose_engine`.
         device: where it runs; "openvino" runs on the CPU.
         threads: of OpenVINO; None: as many as PyTorch uses.
@@ -76,6 +79,15 @@ def build_engine(
         ImportError: OpenVINO is not installed.
         ValueError: the upscaler has no stages.
     """
+    if isinstance(upscaler, Composed):
+        choices = [choice if has_stages(part) else REFERENCE for part in upscaler.parts]
+        if choice.name != "torch" and REFERENCE in choices and not has_stages(upscaler):
+            raise ValueError(f"{describe(upscaler)}: expected a part with stages for {choice.name}, found none")
+        engines = [
+            build_engine(part, own, device=device, threads=threads, strip=strip, note=note)
+            for part, own in zip(upscaler.parts, choices, strict=True)
+        ]
+        return _Around(placed(upscaler, device), engines, device)
     if choice.name == "torch":
         return _Whole(placed(upscaler, device), device)
     if not isinstance(upscaler, Staged):
@@ -97,13 +109,14 @@ class _Whole:
         self._upscaler = upscaler
         self._device = device
 
-    def __call__(self, low: Tensor, keep: Region | None = None) -> Tensor:
-        factor = self._upscaler.factor
+    def __call__(self, low: Tensor, keep: Region | None = None, origins: Origins = ()) -> Tensor:
+        factor, run = self._upscaler.factor, self._upscaler
         expected = tuple(n * f for n, f in zip(low.shape[2:], factor, strict=True))
         kept = []
-        for part in torch.split(low, 1):
+        for index, part in enumerate(torch.split(low, 1)):
+            here: Run = run.at(origins[index]) if origins and isinstance(run, Placed) else run
             with torch.inference_mode():
-                estimate = self._upscaler(part.to(self._device))
+                estimate = here(part.to(self._device))
             if tuple(estimate.shape) != (1, 1, *expected):
                 raise ValueError(
                     f"{describe(self._upscaler)}: expected an estimate of shape {(1, 1, *expected)}, found "
@@ -111,6 +124,30 @@ class _Whole:
                 )
             kept.append(_crop(estimate, keep or whole(expected)).float().cpu())
         return torch.cat(kept) if len(kept) > 1 else kept[0]
+
+
+class _Around:
+    """What an upscaler makes of its parts, each run by its own engine."""
+
+    def __init__(self, upscaler: Composed, engines: Sequence[Engine], device: torch.device) -> None:
+        self._upscaler = upscaler
+        self._engines = tuple(engines)
+        self._device = device
+
+    def __call__(self, low: Tensor, keep: Region | None = None, origins: Origins = ()) -> Tensor:
+        def run(engine: Engine, part: Tensor) -> Tensor:
+            return engine(part, None, origins).to(self._device)
+
+        with torch.inference_mode():
+            runs = [partial(run, engine) for engine in self._engines]
+            estimate = self._upscaler.around(low.to(self._device), runs)
+        expected = tuple(n * f for n, f in zip(low.shape[2:], self._upscaler.factor, strict=True))
+        if tuple(estimate.shape) != (low.shape[0], 1, *expected):
+            raise ValueError(
+                f"{describe(self._upscaler)}: expected an estimate of shape {(low.shape[0], 1, *expected)}, found "
+                f"{tuple(estimate.shape)}; a method returns its input's size times its factor"
+            )
+        return _crop(estimate, keep or whole(expected)).float().cpu()
 
 
 class _Network:
@@ -145,7 +182,7 @@ class _Cut:
         self._network = network
         self._strip = strip
 
-    def __call__(self, low: Tensor, keep: Region | None = None) -> Tensor:
+    def __call__(self, low: Tensor, keep: Region | None = None, origins: Origins = ()) -> Tensor:  # noqa: ARG002
         network, size = self._network, tuple(low.shape[2:])
         factor, rise_halo = network.factor, network.rise_halo
         keep = keep or whole([n * f for n, f in zip(size, factor, strict=True)])

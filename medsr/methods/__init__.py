@@ -6,28 +6,101 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medsr.methods.consistent import Consistent, KnowsDegradation
+    from medsr.methods.detail import EdgesWithDetail
+    from medsr.methods.detail import EdgesWithDetail
+    from medsr.methods.dfcan import DFCAN
     from medsr.methods.discriminators import PatchDiscriminator, SrganDiscriminator
+    from medsr.methods.edges import Edges
+    from medsr.methods.edges import Edges
+    from medsr.methods.ensemble import Ensemble
+    from medsr.methods.espcn import EspcnNetwork
+    from medsr.methods.exemplars import Exemplars, SelfExemplars
+    from medsr.methods.fast import FastNetwork
+    from medsr.methods.foreign import load_foreign
+    from medsr.methods.fsrcnn import FsrcnnNetwork
+    from medsr.methods.ikc import IkcNetwork
     from medsr.methods.interpolation import INTERPOLATIONS, Cubic, Lanczos, Linear, interpolate
+    from medsr.methods.leveled import Leveled
+    from medsr.methods.named import UNTRAINED
+    from medsr.methods.profile_map import NATURAL, SCANS, ProfileMap, learn_profiles
+    from medsr.methods.rcan import RCAN
+    from medsr.methods.rrdb import RRDBNet
+    from medsr.methods.scn import ScnNetwork
+    from medsr.methods.sftmd import SFTMD
     from medsr.methods.srresnet import SRResNet
+    from medsr.methods.unet_discriminator import UnetDiscriminator
 
 __all__ = [
+    "DFCAN",
     "INTERPOLATIONS",
+    "Consistent",
+    "load_foreign",
+    "UNTRAINED",
+    "EdgesWithDetail",
+    "Edges",
     "Cubic",
+    "Edges",
+    "EdgesWithDetail",
+    "Ensemble",
+    "EspcnNetwork",
+    "Exemplars",
+    "FastNetwork",
+    "FsrcnnNetwork",
+    "IkcNetwork",
+    "KnowsDegradation",
     "Lanczos",
+    "Leveled",
     "Linear",
+    "NATURAL",
     "PatchDiscriminator",
+    "ProfileMap",
+    "RRDBNet",
+    "RCAN",
+    "SCANS",
+    "SFTMD",
     "SRResNet",
+    "ScnNetwork",
+    "SelfExemplars",
     "SrganDiscriminator",
+    "UnetDiscriminator",
     "interpolate",
+    "learn_profiles",
 ]
 
 _ROOMS = {
+    "Edges": "edges",
+    "EdgesWithDetail": "detail",
+    "NATURAL": "profile_map",
+    "ProfileMap": "profile_map",
+    "SCANS": "profile_map",
+    "learn_profiles": "profile_map",
+    "load_foreign": "foreign",
+    "UNTRAINED": "named",
+    "EdgesWithDetail": "detail",
+    "Edges": "edges",
+    "Exemplars": "exemplars",
+    "SelfExemplars": "exemplars",
+    "Consistent": "consistent",
+    "KnowsDegradation": "consistent",
+    "Ensemble": "ensemble",
+    "DFCAN": "dfcan",
+    "RCAN": "rcan",
     "INTERPOLATIONS": "interpolation",
     "Cubic": "interpolation",
     "Lanczos": "interpolation",
     "Linear": "interpolation",
     "interpolate": "interpolation",
+    "RRDBNet": "rrdb",
+    "EspcnNetwork": "espcn",
+    "FastNetwork": "fast",
+    "FsrcnnNetwork": "fsrcnn",
+    "IkcNetwork": "ikc",
+    "SFTMD": "sftmd",
     "SRResNet": "srresnet",
+    "Leveled": "leveled",
+    "ScnNetwork": "scn",
+    "UnetDiscriminator": "unet_discriminator",
     "PatchDiscriminator": "discriminators",
     "SrganDiscriminator": "discriminators",
 }

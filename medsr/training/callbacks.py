@@ -18,10 +18,13 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from medsr.methods.ikc import IkcNetwork
 from medsr.methods.network import Network
+from medsr.training.correction import blindly
 from medsr.training.phases import Phase
 from medsr.training.runlog import Report, RunLog
 from medsr.training.validation import Crop, measure, picture
+from medsr.upscaler import Run
 
 __all__ = ["Averaged", "Keeper", "RandomNumbers", "Validation"]
 
@@ -143,7 +146,11 @@ class Validation(Callback):
             return
         figures: dict[str, float] = {}
         if trainer.is_global_zero:
-            estimates, figures = measure(self._averaged.network, self._crops, pl_module.device)
+            network = self._averaged.network
+            run: Run = network
+            if phase.name == "correction" and isinstance(network, IkcNetwork):
+                run = blindly(network)
+            estimates, figures = measure(run, self._crops, pl_module.device)
             for number, crop in enumerate(self._crops[:PICTURED]):
                 path = self._pictures / f"{phase.name}_{number}.png"
                 picture(path, crop, estimates[number], title=f"{phase.name} step {done}, held-out crop {number}")

@@ -8,19 +8,20 @@ import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from monai.transforms import MapTransform, RandFlipd, Randomizable, RandRotate90d
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medsr.io import Source, read_scan
-from medsr.recipe import DataRecipe, IntensityRule, Recipe
-from medsr.scan import LazyArray, Region, Scan
+from medsr.pairing import cropped, resampled
+from medsr.recipe import DataRecipe, IkcRecipe, IntensityRule, Recipe
+from medsr.scan import Scan
+from medsr.training.pair_patches import RandPairPatchd
 from medsr.transforms import RandDegraded, RandPatchd
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
 log = logging.getLogger("medsr.training")
 
 Draw = tuple[int, int]
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, ...]
 
 MOST_LOADERS = 8
 """Processes that read patches for one GPU, where the recipe names no number."""
@@ -56,10 +57,28 @@ class Portion:
     Attributes:
         source: the scan's files.
         rows: first and last + 1 row of the band; None: all.
+        crop: first and last + 1 sample for each axis, before the rows are counted; (): all.
+        shift: samples by which it is moved back, for each axis (`resampled`); (): none.
+        line: black and white of its intensity line; None: by the recipe's rule.
+        low: of a real pair the coarse scan of the same field; None: it is made from this one.
     """
 
     source: Source
     rows: tuple[int, int] | None = None
+    crop: tuple[tuple[int, int], ...] = ()
+    shift: tuple[float, ...] = ()
+    line: tuple[float, float] | None = None
+    low: Portion | None = None
+
+    @property
+    def scan(self) -> Portion:
+        """What decides its samples: the portion without its partner."""
+        return self if self.low is None else replace(self, low=None)
+
+    def band(self, rows: tuple[int, int], step: int) -> Portion:
+        """A band of its rows, and of its partner's where it has one; `step` rows make one of the partner's."""
+        low = None if self.low is None else self.low.band((rows[0] // step, rows[1] // step), 1)
+        return replace(self, rows=rows, low=low)
 
 
 class Shelf:
@@ -92,8 +111,9 @@ class Shelf:
         if self._owner != os.getpid():
             held = {p: scan for p, scan in self._scans.items() if isinstance(scan.data, np.ndarray)}
             self._scans, self._owner = OrderedDict(held), os.getpid()
+        portion = portion.scan
         if portion not in self._scans:
-            self._scans[portion] = self._held(_banded(self._read(portion.source), portion.rows))
+            self._scans[portion] = self._held(_part(self._read(portion.source), portion))
             while len(self._scans) > 1 and sum(map(_bytes, self._scans.values())) > self._budget:
                 self._scans.popitem(last=False)
         self._scans.move_to_end(portion)
@@ -173,7 +193,10 @@ class PatchSampler(Sampler[list[Draw]]):
 
 
 class PatchDataset(Dataset[Pair]):
-    """Pairs of a coarse and a fine patch, (1, *size) each, float32 in unit intensity; a draw decides all of it."""
+    """Pairs of a coarse and a fine patch, (1, *size) each, float32 in unit intensity; a draw decides all of it.
+
+    Where the transforms leave the blur kernel too, it is the third.
+    """
 
     def __init__(self, portions: Sequence[Portion], shelf: Shelf, transforms: Sequence[MapTransform]) -> None:
         self.portions = tuple(portions)
@@ -183,13 +206,16 @@ class PatchDataset(Dataset[Pair]):
     def __getitem__(self, draw: Draw) -> Pair:
         index, seed = draw
         random = np.random.default_rng(seed)
-        item: dict[str, Any] = {"high": self.shelf.open(self.portions[index])}
+        portion = self.portions[index]
+        item: dict[str, Any] = {"high": self.shelf.open(portion)}
+        if portion.low is not None:
+            item["low"] = self.shelf.open(portion.low)
         for transform in self.transforms:
             if isinstance(transform, Randomizable):
                 transform.set_random_state(seed=int(random.integers(2**32)))
             item = transform(item)
-        low, high = (torch.as_tensor(item[key]).as_subclass(Tensor).contiguous() for key in ("low", "high"))
-        return low, high
+        found = (item[key] for key in ("low", "high", "kernel") if key in item)
+        return tuple(torch.as_tensor(part).as_subclass(Tensor).contiguous() for part in found)
 
 
 class PatchLoader(DataLoader[Pair]):
@@ -223,7 +249,8 @@ class PatchLoader(DataLoader[Pair]):
 
 
 def patch_transforms(recipe: Recipe, spacings: Sequence[tuple[float | None, ...] | None]) -> list[MapTransform]:
-    """MONAI transforms that turn {"high": a lazy scan} into {"low": coarse patch, "high": fine patch}.
+    """MONAI transforms that turn {"high": a lazy scan} into {"low": coarse patch, "high": fine patch}; of real pairs
+    {"low": a lazy scan, "high": a lazy scan}. A method that is told the blur gets {"kernel": the blur kernel} too.
 
     Args:
         recipe: names patch, foreground, flips, factor and degradation.
@@ -233,15 +260,19 @@ def patch_transforms(recipe: Recipe, spacings: Sequence[tuple[float | None, ...]
         ValueError: the degradation is in micrometers and a spacing is unknown.
     """
     data, factor = recipe.data, recipe.method.factor
+    if data.pairs is not None:
+        both, none = ["low", "high"], (0,) * len(factor)
+        cut: list[MapTransform] = [RandPairPatchd(data.patch, factor, foreground=data.foreground)]
+        return cut + (_turns(both, data, factor, none, spacings) if data.flips else [])
     margin = _margin(recipe, spacings)
     fine_margin = tuple(m * f for m, f in zip(margin, factor, strict=True))
     transforms: list[MapTransform] = [RandPatchd("high", data.patch, foreground=data.foreground, margin=fine_margin)]
     if data.flips:
-        transforms += [RandFlipd("high", prob=0.5, spatial_axis=axis) for axis in range(len(factor))]
-        if _square(data, factor, margin, spacings):
-            plane = (len(factor) - 2, len(factor) - 1)
-            transforms.append(RandRotate90d("high", prob=0.5, max_k=1, spatial_axes=plane))
-    transforms.append(RandDegraded("high", recipe.degradation, factor, margin=margin))
+        transforms += _turns(["high"], data, factor, margin, spacings)
+    told: dict[str, Any] = {}
+    if isinstance(recipe.method, IkcRecipe):
+        told = {"kernel_keys": "kernel", "kernel_size": recipe.method.kernel_size}
+    transforms.append(RandDegraded("high", recipe.degradation, factor, margin=margin, **told))
     return transforms
 
 
@@ -266,10 +297,24 @@ def _margin(recipe: Recipe, spacings: Sequence[tuple[float | None, ...] | None])
     """Coarse samples around a patch that its degradation looks at: of the widest blur in the range, a few turned ways;
     at most WIDEST_MARGIN, beyond which a kernel holds next to nothing."""
     factor, generator = recipe.method.factor, torch.Generator().manual_seed(0)
-    widths = {name: getattr(recipe.degradation, name) for name in ("fwhm_um", "fwhm_samples", "axial_fwhm_um")}
-    widest = recipe.degradation.model_copy(update={n: (w[1], w[1]) for n, w in widths.items() if w is not None})
+    widest = recipe.degradation.widest()
     halos = [widest.sample(generator, factor, spacing).halo for spacing in dict.fromkeys(spacings) for _ in range(8)]
     return tuple(min(WIDEST_MARGIN, max(axis)) for axis in zip(*halos, strict=True))
+
+
+def _turns(
+    keys: list[str],
+    data: DataRecipe,
+    factor: tuple[int, ...],
+    margin: tuple[int, ...],
+    spacings: Sequence[tuple[float | None, ...] | None],
+) -> list[MapTransform]:
+    """Flips along every axis and quarter turns in the plane, the same for all keys."""
+    turns: list[MapTransform] = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(len(factor))]
+    if _square(data, factor, margin, spacings):
+        plane = (len(factor) - 2, len(factor) - 1)
+        turns.append(RandRotate90d(keys, prob=0.5, max_k=1, spatial_axes=plane))
+    return turns
 
 
 def _square(
@@ -284,25 +329,21 @@ def _square(
     return factor[-1] == factor[-2] and data.patch[-1] == data.patch[-2] and margin[-1] == margin[-2]
 
 
-class _Band:
-    """Rows first..last of a lazy array; the rows are the last axis but one."""
-
-    def __init__(self, data: LazyArray, rows: tuple[int, int]) -> None:
-        self._data, self._rows = data, rows
-        self.shape = (*data.shape[:-2], rows[1] - rows[0], data.shape[-1])
-        self.dtype = data.dtype
-
-    def __getitem__(self, region: Region, /) -> NDArray[Any]:
-        start, stop, step = region[-2].indices(self.shape[-2])
-        rows = slice(start + self._rows[0], stop + self._rows[0], step)
-        return np.asarray(self._data[(*region[:-2], rows, region[-1])])
-
-
-def _banded(scan: Scan, rows: tuple[int, int] | None) -> Scan:
-    if rows is None:
-        return scan
-    start = tuple(rows[0] if i == len(scan.shape) - 2 else 0 for i in range(len(scan.shape)))
-    return replace(scan, data=cast("LazyArray", _Band(scan.data, rows)), grid=scan.grid.crop(start))
+def _part(scan: Scan, portion: Portion) -> Scan:
+    """What a portion holds of a scan."""
+    if portion.crop:
+        scan = cropped(scan, [first for first, _ in portion.crop], [last - first for first, last in portion.crop])
+    if portion.shift:
+        scan = resampled(scan, portion.shift)
+    if portion.rows is not None:
+        row = len(scan.shape) - 2
+        start = [portion.rows[0] if i == row else 0 for i in range(len(scan.shape))]
+        size = [portion.rows[1] - portion.rows[0] if i == row else n for i, n in enumerate(scan.shape)]
+        scan = cropped(scan, start, size)
+    if portion.line is not None:
+        black, white = portion.line
+        scan = replace(scan, intensity=replace(scan.intensity, black=black, white=white))
+    return scan
 
 
 def _stored_bytes(scan: Scan) -> int:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medsr.scan import Factor
+
 __all__ = [
     "Adversary",
     "Hinge",
@@ -18,6 +20,7 @@ __all__ = [
     "Standard",
     "adversary_of",
     "pixel_loss_of",
+    "slope_loss",
 ]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -140,10 +143,33 @@ def adversary_of(name: Literal["standard", "least_squares", "hinge", "relativist
             assert_never(name)
 
 
-def pixel_loss_of(name: Literal["l1", "mse"]) -> Loss:
-    """Mean absolute or mean squared difference of two tensors of equal shape, in float32."""
+def pixel_loss_of(name: Literal["l1", "mse"], *, factor: Factor = (), slope_weight: float = 0.0) -> Loss:
+    """Mean absolute or mean squared difference of two tensors of equal shape, in float32.
+
+    Args:
+        name: which.
+        factor: of the method; slopes are compared along the axes it refines.
+        slope_weight: weight of `slope_loss` beside it; 0: none.
+    """
     difference = functional.l1_loss if name == "l1" else functional.mse_loss
-    return lambda estimate, high: difference(estimate.float(), high.float())
+    refined = tuple(axis for axis, f in enumerate(factor, start=2) if f > 1)
+
+    def loss(estimate: Tensor, high: Tensor) -> Tensor:
+        estimate, high = estimate.float(), high.float()
+        pixels: Tensor = difference(estimate, high)
+        return pixels + slope_weight * slope_loss(estimate, high, refined) if slope_weight and refined else pixels
+
+    return loss
+
+
+def slope_loss(estimate: Tensor, high: Tensor, axes: Sequence[int]) -> Tensor:
+    """Mean absolute difference of the slopes of two tensors of equal shape, summed over axes.
+
+    A slope is the difference of two neighboring samples, in unit intensity for each fine sample; a constant added to
+    either tensor changes nothing. An axis of one sample has no slope.
+    """
+    off = estimate - high  # the difference of slopes is the slope of the difference
+    return torch.stack([off.diff(dim=axis).abs().sum() / max(1, off.diff(dim=axis).numel()) for axis in axes]).sum()
 
 
 def features_apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:

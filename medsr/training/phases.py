@@ -1,4 +1,4 @@
-"""The two phases of a training as Lightning modules: pixels, then the adversarial game."""
+"""The phases of a training as Lightning modules: pixels, then the adversarial game or the correction of blur."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from medsr.methods.discriminators import PatchDiscriminator, SrganDiscriminator
+from medsr.methods.ikc import IkcNetwork
 from medsr.methods.network import Network
-from medsr.recipe import AdversarialRecipe, Recipe, TrainingRecipe
+from medsr.methods.unet_discriminator import UnetDiscriminator
+from medsr.recipe import AdversarialRecipe, NetworkRecipe, Recipe, TrainingRecipe
 from medsr.training.alternation import alternate, learner
 from medsr.training.content import content_of
+from medsr.training.correction import correct, to_learn
 from medsr.training.losses import Loss, adversary_of, pixel_loss_of
 
-__all__ = ["AdversarialPhase", "Phase", "PixelPhase", "build_discriminator", "scheduled"]
+__all__ = ["AdversarialPhase", "CorrectionPhase", "Phase", "PixelPhase", "build_discriminator", "scheduled"]
 
 Kind = TypeVar("Kind", bound=nn.Module)
-PhaseName = Literal["pixel", "adversarial"]
-Pairs = Sequence[tuple[Tensor, Tensor]]
+PhaseName = Literal["pixel", "adversarial", "correction"]
+Pairs = Sequence[tuple[Tensor, ...]]
 
 BETAS = (0.9, 0.99)
 """Adam's decays; the second is shorter than its default, because training patches differ much."""
 
 
 class PixelPhase(LightningModule):
-    """A network's training on pixels: the pixel loss alone.
+    """A network's training on pixels: the pixel loss alone. One that has to know the blur is told the true one.
 
     Attributes:
         figures: of the last step: loss and step size.
@@ -43,17 +46,19 @@ class PixelPhase(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.network = packed(network)
+        if isinstance(network, IkcNetwork):
+            to_learn(network, blur=False)
         self.recipe = recipe
         self.steps = recipe.training.pixel_steps
         self.figures: dict[str, float] = {}
         self.step = 0
-        self._pixel = pixel_loss_of(recipe.method.pixel_loss)
+        self._pixel = _pixel_loss(recipe.method)
 
     def configure_optimizers(self) -> Optimizer:
         """Adam over the network."""
         return Adam(self.network.parameters(), self.recipe.training.learning_rate, betas=BETAS)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """One step of the network."""
         self.step = batch_idx
         optimizer = cast("LightningOptimizer", self.optimizers())
@@ -61,11 +66,17 @@ class PixelPhase(LightningModule):
         pairs = parts_of(batch, self.recipe.training)
 
         def losses() -> Iterator[Tensor]:
-            for low, high in pairs:
-                yield self._pixel(self.network(low), high) / len(pairs)
+            for low, high, *kernel in pairs:
+                yield self._pixel(self._estimate(low, kernel), high) / len(pairs)
 
         loss = learner(cast("Optimizer", optimizer), self.manual_backward)(losses())
         self.figures = {"loss": float(loss), "rate": rate}
+
+    def _estimate(self, low: Tensor, kernel: list[Tensor]) -> Tensor:
+        if isinstance(self.network, IkcNetwork):
+            return self.network.told_kernels(low, *kernel)
+        estimate: Tensor = self.network(low)
+        return estimate
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Limit the gradient; in half precision it is unscaled by now."""
@@ -103,7 +114,7 @@ class AdversarialPhase(LightningModule):
         own = method.content.kind == "discriminator"
         self._matching = method.content.weight if own else 0.0
         content = None if own else content_of(method.content, discriminator=self.discriminator, gray=gray)
-        self._other: Loss = _weighted(pixel_loss_of(method.pixel_loss), method.pixel_weight, content)
+        self._other: Loss = _weighted(_pixel_loss(method), method.pixel_weight, content)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Adam for each player."""
@@ -111,7 +122,7 @@ class AdversarialPhase(LightningModule):
         players: tuple[nn.Module, ...] = (self.network, self.discriminator)
         return [Adam(player.parameters(), rate, betas=BETAS) for player in players]
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """One round of the game."""
         self.step = batch_idx
         training = self.recipe.training
@@ -121,7 +132,7 @@ class AdversarialPhase(LightningModule):
         d_loss, g_loss = alternate(
             self.network,
             self.discriminator,
-            parts_of(batch, training),
+            cast("Sequence[tuple[Tensor, Tensor]]", parts_of(batch, training)),
             adversary=self._adversary,
             adversarial_weight=self._adversarial_weight,
             other_loss=self._other,
@@ -136,15 +147,70 @@ class AdversarialPhase(LightningModule):
         clip_gradient(optimizer, self.recipe.training.gradient_clip)
 
 
-Phase = PixelPhase | AdversarialPhase
+class CorrectionPhase(LightningModule):
+    """The training of what finds the blur of a scan: predictor and corrector of an IKC (see `correct`).
+
+    Args:
+        recipe: of method ikc.
+        network: trained on pixels, told the true blur; its upscaling stays as it is.
+
+    Attributes:
+        figures: of the last step: mean squared errors of the codes, and the step size.
+        step: number of the step at work, from 0.
+    """
+
+    name: PhaseName = "correction"
+
+    def __init__(self, recipe: Recipe, network: IkcNetwork) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network = packed(network)
+        to_learn(network, blur=True)
+        self.recipe = recipe
+        self.steps = recipe.training.correction_steps
+        self.figures: dict[str, float] = {}
+        self.step = 0
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Adam for each of the two."""
+        rate = self.recipe.training.learning_rate
+        both: tuple[nn.Module, ...] = (self.network.predictor, self.network.corrector)
+        return [Adam(part.parameters(), rate, betas=BETAS) for part in both]
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        """One round: a step of the predictor, several of the corrector."""
+        self.step = batch_idx
+        training = self.recipe.training
+        p_optimizer, c_optimizer = cast("list[LightningOptimizer]", self.optimizers())
+        for optimizer in (p_optimizer, c_optimizer):
+            rate = set_rate(optimizer, training, training.learning_rate, batch_idx / self.steps)
+        predicted, corrected, last = correct(
+            self.network,
+            parts_of(batch, training),
+            learn_predictor=learner(cast("Optimizer", p_optimizer), self.manual_backward),
+            learn_corrector=learner(cast("Optimizer", c_optimizer), self.manual_backward),
+        )
+        self.figures = {
+            "loss": float(corrected), "predicted_loss": float(predicted), "corrected_loss": float(last), "rate": rate
+        }  # fmt: skip
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Limit the gradient; in half precision it is unscaled by now."""
+        clip_gradient(optimizer, self.recipe.training.gradient_clip)
 
 
-def build_discriminator(method: AdversarialRecipe, patch: tuple[int, ...]) -> SrganDiscriminator | PatchDiscriminator:
+Phase = PixelPhase | AdversarialPhase | CorrectionPhase
+
+
+def build_discriminator(
+    method: AdversarialRecipe, patch: tuple[int, ...]
+) -> SrganDiscriminator | PatchDiscriminator | UnetDiscriminator:
     """The untrained discriminator of a recipe, for fine patches of a size (or larger ones)."""
     dims, features = len(method.factor), method.discriminator_features
-    if method.discriminator == "patch":
+    if method.discriminator in ("patch", "unet"):
         norm = "spectral" if method.discriminator_norm == "auto" else method.discriminator_norm
-        return PatchDiscriminator(dims, features=features, patch=patch, norm=norm)
+        kind = PatchDiscriminator if method.discriminator == "patch" else UnetDiscriminator
+        return kind(dims, features=features, patch=patch, norm=norm)
     norm = "batch" if method.discriminator_norm == "auto" else method.discriminator_norm
     return SrganDiscriminator(dims, features=features, norm=norm)
 
@@ -176,10 +242,9 @@ def set_rate(optimizer: LightningOptimizer, training: TrainingRecipe, full: floa
     return rate
 
 
-def parts_of(batch: tuple[Tensor, Tensor], training: TrainingRecipe) -> Pairs:
+def parts_of(batch: tuple[Tensor, ...], training: TrainingRecipe) -> Pairs:
     """The batches whose gradients are added up for one step."""
-    low, high = batch
-    return list(zip(torch.split(low, training.batch), torch.split(high, training.batch), strict=True))
+    return list(zip(*(torch.split(part, training.batch) for part in batch), strict=True))
 
 
 def clip_gradient(optimizer: Optimizer, largest: float) -> None:
@@ -187,6 +252,10 @@ def clip_gradient(optimizer: Optimizer, largest: float) -> None:
     if largest > 0:
         parameters: list[Any] = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, largest)
+
+
+def _pixel_loss(method: NetworkRecipe) -> Loss:
+    return pixel_loss_of(method.pixel_loss, factor=method.factor, slope_weight=method.slope_weight)
 
 
 def _weighted(pixel: Loss, weight: float, content: Loss | None) -> Loss:

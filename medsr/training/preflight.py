@@ -27,6 +27,7 @@ def check_paths(recipe: Recipe, *, begun: bool = False) -> None:
     method = recipe.method
     named: list[tuple[str, str, Path | None]] = [
         ("data.folder", "a folder or file of scans", recipe.data.folder),
+        ("data.pairs", "a folder with low and high", recipe.data.pairs),
         ("data.validation_folder", "a folder or file of scans", recipe.data.validation_folder),
         ("training.start", "a checkpoint or run folder", None if begun else recipe.training.start),
     ]

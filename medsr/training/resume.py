@@ -19,7 +19,7 @@ __all__ = ["RESUME", "Notes", "check_inputs", "check_same", "plain_recipe", "rea
 
 RESUME = "resume.ckpt"
 
-FREE = {"out", "data.folder", "data.validation_folder", "training.start", "training.loader_workers"}
+FREE = {"out", "data.folder", "data.pairs", "data.validation_folder", "training.start", "training.loader_workers"}
 """What of a recipe may differ when a run is gone on with: it changes no number. Whether scans are the same is told by
 their hashes, wherever they lie."""
 
@@ -106,7 +106,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     flat = recipe.model_dump()
     places = {
         "out": None,
-        "data": {**flat["data"], "folder": None, "validation_folder": None},
+        "data": {**flat["data"], "folder": None, "pairs": None, "validation_folder": None},
         "training": {**flat["training"], "start": None},
     }
     data: dict[str, Any] = json.loads(json.dumps(plain({**flat, **places})))  # lists, as they come back from the file

@@ -14,10 +14,12 @@ import torch
 from medsr.card import TrainingCard
 from medsr.checkpoint import build_network, load_checkpoint, load_upscaler
 from medsr.config import dump_config
+from medsr.methods.ikc import IkcNetwork
 from medsr.methods.network import Network
-from medsr.recipe import AdversarialRecipe, Recipe
+from medsr.recipe import AdversarialRecipe, IkcRecipe, Recipe
 from medsr.training.alternation import NotFiniteError
 from medsr.training.callbacks import Averaged, Keeper, RandomNumbers, Validation
+from medsr.training.context import measure_halos
 from medsr.training.data import (
     PatchDataset,
     PatchLoader,
@@ -29,7 +31,7 @@ from medsr.training.data import (
 )
 from medsr.training.engine import Place, build_trainer, find_place, quiet
 from medsr.training.errors import TrainingError
-from medsr.training.phases import AdversarialPhase, Phase, PhaseName, PixelPhase
+from medsr.training.phases import AdversarialPhase, CorrectionPhase, Phase, PhaseName, PixelPhase
 from medsr.training.preflight import check_game, check_paths, is_out_of_memory
 from medsr.training.resume import RESUME, Notes, check_inputs, check_same, plain_recipe, read_notes
 from medsr.training.runfolder import BEST, LAST, PIXEL, claim_folder, finish_folder, keep_weights
@@ -60,13 +62,13 @@ class Run:
 
 
 def train(recipe: Recipe, *, resume: bool = False, out: Path | None = None) -> Path:
-    """Train the network of a recipe; the pixel phase, then (SRGAN) the adversarial phase.
+    """Train the network of a recipe; the pixel phase, then (SRGAN) the adversarial or (IKC) the correction phase.
 
     The run folder holds `best.ckpt`, `last.ckpt` (weights that can be used: averaged, safetensors), `recipe.yaml`,
     `log.jsonl`, `tensorboard/`, `pictures/` and `resume.ckpt` (the whole state, data only). `best.ckpt` is what
-    `--checkpoint RUN` finds: of the pixel phase the weights with the highest PSNR on held-out scans; once the
-    adversarial phase has begun its latest, for there PSNR falls by design and ranks nothing. The best of the pixel
-    phase then stays as `pixel.ckpt`, and is what the adversarial phase starts from.
+    `--checkpoint RUN` finds: the weights with the highest PSNR on held-out scans, of the correction phase once it has
+    begun; once the adversarial phase has begun its latest, for there PSNR falls by design and ranks nothing. The best
+    of the pixel phase then stays as `pixel.ckpt`, and is what the phase after it starts from.
 
     On a terminal a bar shows the time left. Ctrl-C lets the step at work end, keeps everything and stops.
 
@@ -111,18 +113,24 @@ def train(recipe: Recipe, *, resume: bool = False, out: Path | None = None) -> P
         finally:
             run.runlog.close()
     if place.rank == 0:
+        measure_halos(folder, recipe, run.shelf, run.split, run.crops, device=place.device)
         finish_folder(folder, adversarial="adversarial" in steps)
     return folder
 
 
 def _phases(recipe: Recipe) -> list[PhaseName]:
     """The phases a recipe has, in order."""
+    return [name for name, steps in _counts(recipe) if steps > 0]
+
+
+def _counts(recipe: Recipe) -> list[tuple[PhaseName, int]]:
+    """All phases in order, and how many steps of each a recipe asks for."""
     training = recipe.training
-    counts: list[tuple[PhaseName, int]] = [
+    return [
         ("pixel", training.pixel_steps),
         ("adversarial", training.adversarial_steps),
+        ("correction", training.correction_steps),
     ]
-    return [name for name, steps in counts if steps > 0]
 
 
 def _is_done(notes: Notes, name: PhaseName, recipe: Recipe) -> bool:
@@ -146,6 +154,8 @@ def _prepare(folder: Path, recipe: Recipe, place: Place, notes: Notes | None) ->
     runlog = RunLog(folder, begun=begun, pixel_steps=recipe.training.pixel_steps, active=active)
     if notes is None and active:
         runlog.row(_phases(recipe)[0], 0, event="split", note=split.note, crops=len(crops))
+        if split.rows:
+            runlog.row(_phases(recipe)[0], 0, event="pairs", **split.rows)
     if active:
         log.info("%s", split.note)
         if isinstance(recipe.method, AdversarialRecipe) and recipe.training.adversarial_steps == 0:
@@ -154,6 +164,8 @@ def _prepare(folder: Path, recipe: Recipe, place: Place, notes: Notes | None) ->
                 recipe.method.pixel_name,
                 recipe.method.kind,
             )
+        if isinstance(recipe.method, IkcRecipe) and recipe.training.correction_steps == 0:
+            log.info("training.correction_steps is 0: the network will assume the middle of the blurs for every scan")
     return Run(folder, recipe, place, shelf, split, card, crops, runlog)
 
 
@@ -165,9 +177,10 @@ def _run_phase(run: Run, name: PhaseName, steps: dict[str, int], begun: Notes | 
         KeyboardInterrupt: it was stopped.
     """
     recipe = run.recipe
-    number = ("pixel", "adversarial").index(name)
+    number = int(name != "pixel")  # no method has both of the phases that may follow
     torch.manual_seed(recipe.seed * 2 + number)
     phase, loader = _build_phase(run, name, number, begun=begun is not None)
+    parents = _parents(run, name, begun=begun is not None)
     averaged = Averaged(phase.network, decay=recipe.training.ema)
     report = Report(run.runlog, every=recipe.training.validate_every_steps)
     validation = Validation(
@@ -195,7 +208,8 @@ def _run_phase(run: Run, name: PhaseName, steps: dict[str, int], begun: Notes | 
 
     def keep(done: int) -> None:
         figures = {k: v for k, v in validation.figures.items() if math.isfinite(v)} if validation.fresh else {}
-        card = run.card.model_copy(update={"steps": {**steps, name: done}, "validation": figures})
+        done_so_far = {"steps": {**steps, name: done}, "validation": figures, "parents": parents}
+        card = run.card.model_copy(update=done_so_far)
         best = validation.fresh and (validation.is_best or name == "adversarial")
         keep_weights(run.folder, averaged.network, recipe, card=card, phase=name, best=best)
 
@@ -233,7 +247,7 @@ def _build_phase(run: Run, name: PhaseName, number: int, *, begun: bool) -> tupl
     window = window_of(max(facts.stored_bytes for facts in run.split.facts))
     sampler = PatchSampler(
         len(run.split.training),
-        steps=training.pixel_steps if name == "pixel" else training.adversarial_steps,
+        steps=dict(_counts(recipe))[name],
         batch=training.batch * training.accumulate,
         per_scan=recipe.data.patches_per_scan,
         window=window,
@@ -245,6 +259,8 @@ def _build_phase(run: Run, name: PhaseName, number: int, *, begun: bool) -> tupl
     network = build_network(recipe.method) if begun else _first_weights(run, name)
     if name == "pixel":
         return PixelPhase(recipe, network), loader
+    if isinstance(network, IkcNetwork):
+        return CorrectionPhase(recipe, network), loader
     return AdversarialPhase(recipe, network, gray=_gray(dataset, recipe)), loader
 
 
@@ -252,7 +268,7 @@ def _first_weights(run: Run, name: PhaseName) -> Network:
     """New weights, those the recipe starts from, or the best of the pixel phase."""
     recipe = run.recipe
     network = build_network(recipe.method)
-    if name == "adversarial" and recipe.training.pixel_steps > 0:
+    if name != "pixel" and recipe.training.pixel_steps > 0:
         network.load_state_dict(load_checkpoint(run.folder / PIXEL).network.state_dict())
     elif recipe.training.start is not None:
         start = load_upscaler(recipe.training.start, factor=recipe.method.factor)
@@ -263,7 +279,23 @@ def _first_weights(run: Run, name: PhaseName) -> Network:
                 f"{recipe.training.start}: training.start: expected weights of the recipe's network, found others "
                 f"({start!r}); set method.kind and the sizes of the network as that run had them"
             ) from error
+    elif isinstance(network, IkcNetwork):
+        patch = [p // f for p, f in zip(recipe.data.patch, network.factor, strict=True)]
+        spacings = [facts.spacing_um for facts in run.split.facts]
+        network.expect(recipe.degradation, spacings, patch=patch, seed=recipe.seed)
     return network
+
+
+def _parents(run: Run, name: PhaseName, *, begun: bool) -> tuple[str, ...]:
+    """SHA-256 of the weights a phase started from; of a phase gone on with, whose start may be gone, as it was kept."""
+    training = run.recipe.training
+    if name != "pixel" and training.pixel_steps > 0:
+        return (load_checkpoint(run.folder / PIXEL).sha256,)
+    if training.start is None:
+        return ()
+    if begun:
+        return load_checkpoint(run.folder / LAST).card.parents if (run.folder / LAST).exists() else ()
+    return (load_checkpoint(load_upscaler(training.start).path).sha256,)
 
 
 def _gray(dataset: PatchDataset, recipe: Recipe) -> tuple[float, float]:
@@ -275,7 +307,7 @@ def _gray(dataset: PatchDataset, recipe: Recipe) -> tuple[float, float]:
 
 
 def _not_finite(run: Run, phase: Phase, error: NotFiniteError) -> TrainingError:
-    rate = "learning_rate" if phase.name == "pixel" else "adversarial_learning_rate"
+    rate = "adversarial_learning_rate" if phase.name == "adversarial" else "learning_rate"
     last = run.folder / LAST
     kept = f"the last good weights are in {last}" if last.exists() else "no weights were kept yet"
     return TrainingError(

@@ -43,8 +43,8 @@ def claim_folder(folder: Path, *, resume: bool) -> None:
 def keep_weights(
     folder: Path, network: Network, recipe: Recipe, *, card: TrainingCard, phase: PhaseName, best: bool
 ) -> None:
-    """Write weights that can be used: `last.ckpt` always; `best.ckpt` where they are it, and then in the pixel phase of
-    an SRGAN `pixel.ckpt` too, from which its adversarial phase starts."""
+    """Write weights that can be used: `last.ckpt` always; `best.ckpt` where they are it, and then in the pixel phase
+    `pixel.ckpt` too, where another phase follows, which starts from it."""
     training = recipe.training
     # The path it started from is nobody else's business.
     recipe = recipe.model_copy(update={"training": training.model_copy(update={"start": None})})
@@ -52,7 +52,7 @@ def keep_weights(
     if not best:
         return
     save_checkpoint(folder / BEST, network, recipe, card)
-    if phase == "pixel" and training.adversarial_steps > 0:
+    if phase == "pixel" and training.adversarial_steps + training.correction_steps > 0:
         part = folder / f".{PIXEL}.part"
         shutil.copyfile(folder / BEST, part)
         part.replace(folder / PIXEL)

@@ -33,7 +33,7 @@ class RunLog:
     Args:
         run: run folder.
         begun: (phase, steps done in it) the run goes on from; None: it begins.
-        pixel_steps: steps before those of the adversarial phase on TensorBoard's axis.
+        pixel_steps: steps before those of the phase that follows on TensorBoard's axis.
         active: whether this process writes.
 
     Attributes:
@@ -42,7 +42,7 @@ class RunLog:
 
     def __init__(self, run: Path, *, begun: tuple[str, int] | None, pixel_steps: int, active: bool) -> None:
         self._file = run / "log.jsonl"
-        self._offsets = {"pixel": 0, "adversarial": pixel_steps}
+        self._offsets = {"pixel": 0, "adversarial": pixel_steps, "correction": pixel_steps}
         self._board: Any = None
         self.active = active
         self._seconds = 0.0

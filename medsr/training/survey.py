@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,14 @@ from medsr.card import TrainingCard, TrainingInput
 from medsr.data import sample_path
 from medsr.io import Source, find_scans
 from medsr.io.digest import input_digest
+from medsr.pairing import Pair, find_pairs
 from medsr.recipe import DataRecipe, Recipe
 from medsr.scan import Scan, ScanError
 from medsr.training.copies import check_apart, copies
 from medsr.training.data import Portion, Shelf
 from medsr.training.errors import TrainingError
 from medsr.training.foreground import ForegroundMap
+from medsr.training.pairs import Match, figures_of, match_pair, rows_of, tied
 from medsr.version import __version__
 
 __all__ = ["Facts", "Split", "blank_card", "split_scans"]
@@ -43,7 +46,7 @@ class Facts:
 
     Attributes:
         shape: samples along each axis.
-        dtype: of the stored values.
+        dtype: of the stored values; of a real pair those of the coarse scan, as black and white are.
         black, white: ends of its intensity line, stored values.
         spacing_um: fine spacing of the factor's axes; None: unknown.
         stored_bytes: of all its values.
@@ -65,6 +68,8 @@ class Split:
         training, validation: the portions.
         facts, held_facts: of the scans, in the order of `training` and of `validation`.
         note: how it was split, in a sentence without names.
+        pairs: figures of real pairs for the training card; empty: none.
+        rows: the same pair by pair, for the log.
     """
 
     training: tuple[Portion, ...]
@@ -72,6 +77,17 @@ class Split:
     facts: tuple[Facts, ...]
     held_facts: tuple[Facts, ...]
     note: str
+    pairs: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A scan that can be learned from: as a portion, what is known of it, and of a pair how its scans lie."""
+
+    portion: Portion
+    facts: Facts
+    match: Match | None = None
 
 
 def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
@@ -84,7 +100,7 @@ def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
             a single scan is too small to hold rows out of it.
     """
     data = recipe.data
-    folder = sample_path(data.sample) if data.folder is None else data.folder
+    folder = data.pairs or data.folder or sample_path(data.sample)
     found = _usable(folder, recipe, shelf)
     known = dict(found)
     if data.validation_folder is not None:
@@ -94,15 +110,24 @@ def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
         training, validation = list(map(Portion, found)), list(map(Portion, held_out))
         note = "validated on the scans of data.validation_folder"
     elif len(found) == 1:
-        (source,) = found
-        training, validation, note = _bands(source, recipe, shelf.open(Portion(source)))
-        found = {source: _facts(source, shelf.open(training[0]), recipe)}
+        ((source, seen),) = found.items()
+        training, validation, note = _bands(source, recipe, shelf.open(seen.portion))
+        banded = _with_partner(training[0], seen.portion, recipe)
+        found = {source: replace(seen, facts=_facts(source, shelf.open(banded), recipe, low=_low_of(banded, shelf)))}
     else:
         training, validation, note = _groups(list(found), data, recipe.seed)
-    facts = tuple(found[portion.source] for portion in training)
-    held_facts = tuple(known[portion.source] for portion in validation)
+    facts = tuple(found[portion.source].facts for portion in training)
+    held_facts = tuple(known[portion.source].facts for portion in validation)
     note = f"{note}: {len(training)} to learn, {len(validation)} out"
-    return Split(tuple(training), tuple(validation), facts, held_facts, note)
+    if data.pairs is None:
+        return Split(tuple(training), tuple(validation), facts, held_facts, note)
+    matches = {source: seen.match for source, seen in known.items() if seen.match is not None}
+    portions = [_with_partner(part, known[part.source].portion, recipe) for part in (*training, *validation)]
+    learned = {portion.source for portion in training}
+    portions, line = tied(portions, matches, learned=learned, recipe=recipe, shelf=shelf)
+    count, order = len(training), [matches[source] for source in known]
+    split = Split(tuple(portions[:count]), tuple(portions[count:]), facts, held_facts, f"real pairs, {note}")
+    return replace(split, pairs=figures_of(order, line), rows=rows_of(order))
 
 
 def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
@@ -113,7 +138,7 @@ def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
         known = [s for s in (fact.spacing_um[axis] for fact in facts if fact.spacing_um is not None) if s is not None]
         spacing.append((min(known) * f, max(known) * f) if known else None)
     inputs, held_out = (
-        tuple(_input(portion.source, fact) for portion, fact in zip(portions, their_facts, strict=True))
+        tuple(entry for pair in zip(portions, their_facts, strict=True) for entry in _inputs(*pair, recipe))
         for portions, their_facts in ((split.training, facts), (split.validation, split.held_facts))
     )
     return TrainingCard(
@@ -123,19 +148,29 @@ def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
         dtype=facts[0].dtype,
         inputs=inputs,
         held_out=held_out,
+        pairs=split.pairs,
         versions={"medsr": __version__} | {name: found for name in PACKAGES if (found := _version(name)) is not None},
     )
 
 
-def _input(source: Source, facts: Facts) -> TrainingInput:
+def _inputs(portion: Portion, facts: Facts, recipe: Recipe) -> Iterator[TrainingInput]:
+    """The files of a portion: the scan, and of a pair the coarse one too."""
+    yield _input(portion.source, facts.shape)
+    if portion.low is not None:
+        lead = len(facts.shape) - len(recipe.method.factor)
+        full = (1,) * lead + recipe.method.factor
+        yield _input(portion.low.source, tuple(n // f for n, f in zip(facts.shape, full, strict=True)))
+
+
+def _input(source: Source, shape: tuple[int, ...]) -> TrainingInput:
     name = hashlib.sha256(source.path.name.encode()).hexdigest()[:16]
-    return TrainingInput(name_hash=name, sha256=input_digest(source), shape=facts.shape)
+    return TrainingInput(name_hash=name, sha256=input_digest(source), shape=shape)
 
 
-def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, Facts]:
-    """The scans of a folder that can be learned from, with what is known of them."""
-    sources = find_scans(folder)
-    found: dict[Source, Facts] = {}
+def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, _Seen]:
+    """The scans of a folder that can be learned from, with what is known of them; of pairs the fine ones."""
+    sources: Sequence[Pair | Source] = _pairs(folder) if recipe.data.pairs is not None else find_scans(folder)
+    found: dict[Source, _Seen] = {}
     reasons: list[str] = []
     said = time.monotonic()
     for number, source in enumerate(sources):
@@ -143,7 +178,14 @@ def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, Facts]:
             said = time.monotonic()
             log.info("looked at %d of %d scans", number, len(sources))
         try:
-            found[source] = _facts(source, shelf.open(Portion(source)), recipe)
+            if isinstance(source, Pair):
+                match = match_pair(source, recipe, shelf)
+                portion, high = match.portion, source.high
+                facts = _facts(high, shelf.open(portion), recipe, low=_low_of(portion, shelf))
+                found[high] = _Seen(portion, facts, match)
+            else:
+                portion = Portion(source)
+                found[source] = _Seen(portion, _facts(source, shelf.open(portion), recipe))
         except ScanError as error:
             reasons.append(str(error))
             log.warning("left out: %s", error)
@@ -153,8 +195,24 @@ def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, Facts]:
     return found
 
 
-def _facts(source: Source, scan: Scan, recipe: Recipe) -> Facts:
-    """What is known of a scan.
+def _pairs(folder: Path) -> list[Pair]:
+    try:
+        return find_pairs(folder)
+    except ScanError as error:
+        raise TrainingError(f"data.pairs: {error}") from error
+
+
+def _low_of(portion: Portion, shelf: Shelf) -> Scan | None:
+    return None if portion.low is None else shelf.open(portion.low)
+
+
+def _with_partner(part: Portion, base: Portion, recipe: Recipe) -> Portion:
+    """A portion of the split as one of the pair that `base` is."""
+    return base if part.rows is None else base.band(part.rows, recipe.method.factor[-2])
+
+
+def _facts(source: Source, scan: Scan, recipe: Recipe, *, low: Scan | None = None) -> Facts:
+    """What is known of a scan; `low` is its partner in a real pair.
 
     Raises:
         ScanError: a patch does not fit in, or an axis that is to be refined is none of space.
@@ -169,12 +227,14 @@ def _facts(source: Source, scan: Scan, recipe: Recipe) -> Facts:
         scan.grid.pad_factor(factor)
     except ValueError as error:
         raise ScanError(f"{source.path}: {error}") from error
-    spacing = scan.grid.spacing_um
+    spacing, given = scan.grid.spacing_um, (low or scan).intensity
+    if spacing is None and low is not None:
+        spacing = low.grid.refine(factor).spacing_um
     return Facts(
         shape=scan.shape,
-        dtype=scan.intensity.dtype.name,
-        black=scan.intensity.black,
-        white=scan.intensity.white,
+        dtype=given.dtype.name,
+        black=given.black,
+        white=given.white,
         spacing_um=None if spacing is None else spacing[-len(factor) :],
         stored_bytes=int(np.prod(scan.shape, dtype=np.int64)) * scan.intensity.dtype.itemsize,
     )

@@ -1,4 +1,4 @@
-"""Validation: held-out crops are degraded, upscaled, measured and pictured, always with cubic beside."""
+"""Validation: held-out crops are degraded (or real pairs), upscaled, measured and pictured, with cubic beside."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from medsr.methods.ikc import IkcNetwork
 from medsr.methods.interpolation import interpolate
+from medsr.methods.kernel_code import KERNEL_SIZE, blur_of, render_kernel
 from medsr.metrics import psnr_db, ssim
 from medsr.pictures import comparison_png
-from medsr.recipe import Recipe
+from medsr.recipe import IkcRecipe, Recipe
+from medsr.scan import Scan
 from medsr.training.data import Portion, Shelf
 from medsr.training.foreground import ForegroundMap
+from medsr.training.pair_patches import cut_pair
 from medsr.transforms import cut_patch
+from medsr.upscaler import Run
 
 __all__ = ["Crop", "held_out_crops", "measure", "picture"]
 
@@ -33,14 +38,17 @@ class Crop:
     """A held-out crop: (1, 1, *size) each, unit intensity.
 
     Attributes:
-        low: the fine crop, degraded by the middle of the recipe's range.
+        low: the fine crop, degraded by the middle of the recipe's range, or, for a method that is told the blur, by
+            one drawn from it; of a real pair what was measured.
         cubic: the coarse crop, interpolated.
         high: the truth.
+        kernel: (1, *kernel size), the blur, for a method that is told it.
     """
 
     low: Tensor
     cubic: Tensor
     high: Tensor
+    kernel: Tensor | None = None
 
 
 def held_out_crops(portions: Sequence[Portion], recipe: Recipe, shelf: Shelf) -> list[Crop]:
@@ -54,17 +62,25 @@ def held_out_crops(portions: Sequence[Portion], recipe: Recipe, shelf: Shelf) ->
     crops: list[Crop] = []
     for order, pick in enumerate(picks):
         share = count // len(picks) + (order < count % len(picks))
-        scan = shelf.open(portions[pick])
+        portion = portions[pick]
+        scan = shelf.open(portion)
+        coarse = None if portion.low is None else shelf.open(portion.low)
         size = _crop_size(scan.shape, recipe)
         for place in ForegroundMap(scan, size).places(share):
+            if coarse is not None:
+                crops.append(_paired_crop(coarse, scan, place, size, recipe))
+                continue
             crops.append(_crop(cut_patch(scan, place, size, margin=(0,) * len(size)), recipe, seed=len(crops)))
     return crops
 
 
 @torch.no_grad()
-def measure(network: nn.Module, crops: Sequence[Crop], device: torch.device) -> tuple[list[Tensor], dict[str, float]]:
-    """Estimates of all crops, and the means of PSNR (dB, of the unit interval) and SSIM, with cubic's beside."""
-    estimates = [network(crop.low.to(device)).float().cpu() for crop in crops]
+def measure(network: Run, crops: Sequence[Crop], device: torch.device) -> tuple[list[Tensor], dict[str, float]]:
+    """Estimates of all crops, and the means of PSNR (dB, of the unit interval) and SSIM, with cubic's beside.
+
+    An `IkcNetwork` is told the true blur; a function that finds it for itself (`blindly`) is not.
+    """
+    estimates = [_estimate(network, crop, device).float().cpu() for crop in crops]
     rows = [_scores(estimate, crop) for estimate, crop in zip(estimates, crops, strict=True)]
     return estimates, {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
@@ -92,13 +108,34 @@ def _crop_size(shape: tuple[int, ...], recipe: Recipe) -> tuple[int, ...]:
     return tuple(min(n, most) // f * f for n, f in zip(shape[-len(factor) :], factor, strict=True))
 
 
+def _estimate(network: Run, crop: Crop, device: torch.device) -> Tensor:
+    low = crop.low.to(device)
+    if isinstance(network, IkcNetwork) and crop.kernel is not None:
+        return network.told_kernels(low, crop.kernel.to(device))
+    return network(low)
+
+
 def _crop(patch: Tensor, recipe: Recipe, *, seed: int) -> Crop:
     spacing = patch.meta["spacing_um"]  # type: ignore[attr-defined]  # a MetaTensor
     factor = recipe.method.factor
     fine = None if spacing is None else tuple(spacing)[-len(factor) :]
     high = torch.as_tensor(patch).as_subclass(Tensor)[None]
-    low = recipe.degradation.center(factor, fine)(high, torch.Generator().manual_seed(seed))
-    return Crop(low, interpolate(low, factor, kind="cubic"), high)
+    generator = torch.Generator().manual_seed(seed)
+    if not isinstance(recipe.method, IkcRecipe):
+        low = recipe.degradation.center(factor, fine)(high, generator)
+        return Crop(low, interpolate(low, factor, kind="cubic"), high)
+    degradation = recipe.degradation.sample(generator, factor, fine)
+    size = recipe.method.kernel_size or KERNEL_SIZE[len(factor)]
+    kernel = render_kernel(blur_of(degradation), factor, fine, size=size)[None]
+    low = degradation(high, generator)
+    return Crop(low, interpolate(low, factor, kind="cubic"), high, kernel)
+
+
+def _paired_crop(low: Scan, high: Scan, place: tuple[int, ...], size: tuple[int, ...], recipe: Recipe) -> Crop:
+    factor = recipe.method.factor
+    both = cut_pair(low, high, place, size, factor=factor)
+    coarse, fine = (torch.as_tensor(patch).as_subclass(Tensor)[None] for patch in both)
+    return Crop(coarse, interpolate(coarse, factor, kind="cubic"), fine)
 
 
 def _scores(estimate: Tensor, crop: Crop) -> dict[str, float]:
