@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medsr.methods.consistent import Consistent, KnowsDegradation
     from medsr.methods.detail import EdgesWithDetail
-    from medsr.methods.detail import EdgesWithDetail
     from medsr.methods.dfcan import DFCAN
     from medsr.methods.discriminators import PatchDiscriminator, SrganDiscriminator
-    from medsr.methods.edges import Edges
     from medsr.methods.edges import Edges
     from medsr.methods.ensemble import Ensemble
     from medsr.methods.espcn import EspcnNetwork
@@ -37,8 +35,6 @@ __all__ = [
     "Consistent",
     "load_foreign",
     "UNTRAINED",
-    "EdgesWithDetail",
-    "Edges",
     "Cubic",
     "Edges",
     "EdgesWithDetail",
@@ -69,8 +65,6 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Edges": "edges",
-    "EdgesWithDetail": "detail",
     "NATURAL": "profile_map",
     "ProfileMap": "profile_map",
     "SCANS": "profile_map",

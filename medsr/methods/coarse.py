@@ -228,7 +228,7 @@ class Deconvolution(nn.Module):
             split += [2 * r + 1, s]
         dims = len(self.factor)
         taps = functional.pad(kernel, pads).reshape(kernel.shape[0], *split)  # (features, cell, p, cell, p, ...)
-        cells = taps  # tap c + p - s * d: cells in the order of -d
+        cells = taps.flip([1 + 2 * a for a in range(dims)])  # tap c + p - s * d: cells in the order of -d
         order = [*(2 + 2 * a for a in range(dims)), 0, *(1 + 2 * a for a in range(dims))]
         wide = cells.permute(order).flatten(0, dims - 1)
         return wide, None if self.bias is None else self.bias.to(dtype).expand(wide.shape[0])

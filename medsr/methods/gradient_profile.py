@@ -120,7 +120,7 @@ def _crest(lines: _Lines, strength: Tensor, rows: Tensor) -> Tensor:
     """
     ahead, behind = lines.read(rows, 1.0)[:, 0], lines.read(rows, -1.0)[:, 0]
     curvature = (2 * strength - ahead - behind).clamp(min=0)
-    slope = ahead - behind
+    slope = (ahead - behind) / 2
     top = (curvature**2 - slope**2).clamp(min=0)
     return top / (curvature**2 + slope**2 + (CURVED * strength) ** 2).clamp(min=TINY)
 
