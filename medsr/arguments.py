@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -62,12 +62,16 @@ class Asked:
         check: whether a scan suits it, in sentences; None: it suits all.
         degradation: what it was trained for, or what is said; None: unknown.
         trained_on: SHA-256 of what it has learned from.
+        line: gain and offset from stored values of coarse scans to those of fine ones, where it learned from pairs.
+        registration: how its pairs were brought into register.
     """
 
     upscaler: Upscaler
     check: Callable[[Scan], Sequence[str]] | None
     degradation: DegradationRange | None
     trained_on: frozenset[str]
+    line: tuple[float, float] = (1.0, 0.0)
+    registration: Literal["whole", "resample"] = "whole"
 
 
 def asked_for(
@@ -105,7 +109,11 @@ def asked_for(
         upscaler = medsr.Consistent(upscaler, expected)
     check = partial(medsr.check_scan, trained[0].card) if trained else None
     learned = frozenset(found.sha256 for run in trained for found in run.card.inputs)
-    return Asked(upscaler, check, expected, learned)
+    if not trained:
+        return Asked(upscaler, check, expected, learned)
+    pairs = trained[0].card.pairs
+    line = pairs.get("gain", 1.0), pairs.get("offset", 0.0)
+    return Asked(upscaler, check, expected, learned, line, trained[0].recipe.data.registration)
 
 
 def _run(path: Path, factor: Factor | None) -> medsr.TrainedUpscaler:

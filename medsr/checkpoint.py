@@ -17,6 +17,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from medsr.card import TrainingCard, TrainingInput, check_scan
+from medsr.degradation import Degradation, Gaussian
+from medsr.methods.ikc import IkcNetwork
 from medsr.methods.network import Network
 from medsr.recipe import AdversarialRecipe, IntensityRule, Method, Recipe
 from medsr.scan import Factor, Scan, validate_factor
@@ -209,6 +211,16 @@ class TrainedUpscaler(nn.Module):
         """The network cut for an engine, the intensity line in its kernels; see `medsr.upscaler.Staged`."""
         gain, offset = self._line
         return self.network.stages(edges=edges, gain=gain, offset=offset)
+
+    @property
+    def degradation(self) -> Degradation | None:
+        """How its scan was made coarse, where `adapt` found that out; None: as its recipe says."""
+        widths = self.network.fwhm_samples if isinstance(self.network, IkcNetwork) else ()
+        if not widths:
+            return None
+        axial = widths[0] if len(widths) == 3 and self.factor[0] > 1 else None
+        kernel = Gaussian(fwhm_samples=(widths[-2], widths[-1]), axial_fwhm_samples=axial)
+        return Degradation(self.factor, kernel=kernel, sampling=self.recipe.degradation.sampling)
 
     @property
     def name(self) -> str:

@@ -242,7 +242,10 @@ def evaluate(
     series: Series = None,
     debug: Debug = False,
 ) -> None:
-    """Degrade scans, upscale them again and measure: DIR/scores.csv and a picture a scan, cubic beside the method."""
+    """Degrade scans, upscale them again and measure: DIR/scores.csv and a picture a scan, cubic beside the method.
+
+    A folder with low/ and high/ holds real pairs: the coarse scans are upscaled and compared with the fine ones.
+    """
     with manners(debug or ctx.obj):
         need_paths(paths)
         budget = amount(memory)
@@ -257,18 +260,32 @@ def evaluate(
             preset=preset,
         )
         with live() as (note, tick):
-            report = medsr.evaluate(
-                paths,
-                asked.upscaler,
-                out=out,
-                degradation=asked.degradation,
-                trained_on=asked.trained_on,
-                series=series_of(series),
-                memory=budget,
-                device=device,
-                note=note,
-                tick=tick,
-            )
+            if len(paths) == 1 and all((paths[0] / name).is_dir() for name in ("low", "high")):
+                report = medsr.evaluate_pairs(
+                    paths[0],
+                    asked.upscaler,
+                    out=out,
+                    line=asked.line,
+                    rule=asked.registration,
+                    series=series_of(series),
+                    memory=budget,
+                    device=device,
+                    trained_on=asked.trained_on,
+                    note=note,
+                )
+            else:
+                report = medsr.evaluate(
+                    paths,
+                    asked.upscaler,
+                    out=out,
+                    degradation=asked.degradation,
+                    trained_on=asked.trained_on,
+                    series=series_of(series),
+                    memory=budget,
+                    device=device,
+                    note=note,
+                    tick=tick,
+                )
         print_scores(report.rows)
         typer.echo(f"scores: {out / 'scores.csv'}; a picture of each scan beside it")
         raise typer.Exit(report.exit_code)

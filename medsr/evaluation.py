@@ -21,9 +21,10 @@ from medsr.methods.interpolation import Cubic
 from medsr.metrics import foreground_mask
 from medsr.pictures import comparison_png, gray_window
 from medsr.plan import Device, plan, torch_device
-from medsr.scan import Factor, Grid, ScanError
+from medsr.scan import Factor, Grid, Scan, ScanError
 from medsr.scoring import COLUMNS, EvaluationReport, Tally, add_frame, cell, row_of, write_table
 from medsr.sheet import sheet_png
+from medsr.surface import LENGTHS_UM, SURFACE_COLUMNS, surface_rows
 from medsr.trial import Index, Survey, Trial, by, survey_of
 from medsr.upscaler import Upscaler, describe
 from medsr.upscaling import upscaled_blocks
@@ -112,11 +113,14 @@ def evaluate(
     setting = _Setting(methods, factor, degradation, out, series, memory, device, note or _silent, tick or _untold)
     rows: list[dict[str, Any]] = []
     failed: list[tuple[str, str]] = []
+    surfaces: list[dict[str, Any]] = []
     for source in sources:
         try:
             if trained_on and input_digest(source) in trained_on:
                 setting.note(f"{source.name}: warning: the method has learned from this scan: its figures flatter")
-            rows += _evaluated(source, setting)
+            measured, textures = _evaluated(source, setting)
+            rows += measured
+            surfaces += textures
         except NoImageError as error:
             setting.note(f"{source.name}: skipped: {_reason(source, error)}")
         except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the report
@@ -124,7 +128,9 @@ def evaluate(
             setting.note(f"{source.name}: failed: {failed[-1][1]}")
         write_table(out / "scores.csv", COLUMNS, [[cell(row[name]) for name in COLUMNS] for row in rows])
         write_table(out / "failed.csv", ("scan", "reason"), failed)
-    return EvaluationReport(tuple(rows), tuple(failed))
+        columns = ("scan", *SURFACE_COLUMNS)
+        write_table(out / "surface.csv", columns, [[cell(row[name]) for name in columns] for row in surfaces])
+    return EvaluationReport(tuple(rows), tuple(failed), tuple(surfaces))
 
 
 def _named(upscaler: Upscaler | Mapping[str, Upscaler], method: str | None) -> tuple[tuple[str, Upscaler], ...]:
@@ -163,8 +169,8 @@ def _reason(source: Source, error: Exception) -> str:
     return f"{source.path}: {type(error).__name__}: {text}"
 
 
-def _evaluated(source: Source, setting: _Setting) -> list[dict[str, Any]]:
-    """The rows of one scan; its picture is written."""
+def _evaluated(source: Source, setting: _Setting) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of one scan, and those of its surfaces if it is a height map; its picture is written."""
     scan = read_scan(source, series=setting.series)
     for warning in scan.warnings:
         setting.note(f"{source.name}: warning: {warning}")
@@ -173,6 +179,7 @@ def _evaluated(source: Source, setting: _Setting) -> list[dict[str, Any]]:
     tallies = [_tally(name, upscaler, trial, survey, setting) for name, upscaler in setting.methods]
     data_range = abs(scan.intensity.white - scan.intensity.black)
     shown: dict[str, Array] = {}
+    surfaces: list[dict[str, Any]] = []
     lowest, highest = math.inf, -math.inf
     frames = list(trial.frames())
     for done, index in enumerate(frames, start=1):
@@ -182,11 +189,16 @@ def _evaluated(source: Source, setting: _Setting) -> list[dict[str, Any]]:
             lowest, highest = min(lowest, float(finite.min())), max(highest, float(finite.max()))
         unit = scan.intensity.to_unit(truth)
         mask = foreground_mask(unit, threshold=survey.threshold) if finite.size else np.zeros(truth.shape, bool)
+        found: dict[str, Array] = {}
         for tally in tallies:
             estimate = _estimate(trial, tally, index, setting.device)
             add_frame(tally, trial, estimate, (truth, low, mask), data_range)
             if index == survey.plane[: trial.lead]:
                 tally.plane = _shown(trial, survey, estimate, mask)
+            if is_height_map(trial.scan):
+                found[tally.name] = estimate
+        if found:
+            surfaces += _textures(source.name, trial, index, truth, found)
         if index == survey.plane[: trial.lead]:
             shown = {"low": _shown(trial, survey, low, mask), "truth": _shown(trial, survey, truth, mask)}
         setting.tick(source.name, done, len(frames))
@@ -196,6 +208,28 @@ def _evaluated(source: Source, setting: _Setting) -> list[dict[str, Any]]:
     _draw(setting.out / f"{source.name}.png", source, trial, survey, tallies, rows, shown)
     for row in rows:
         setting.note(f"{source.name}: {row['method']}: {row['psnr_db']:.2f} dB")
+    return rows, surfaces
+
+
+def is_height_map(scan: Scan) -> bool:
+    """Whether its values are heights: floats in a unit of length."""
+    return scan.intensity.dtype.kind == "f" and scan.intensity.units in LENGTHS_UM
+
+
+def _textures(
+    scan: str, trial: Trial, index: Index, truth: Array, estimates: Mapping[str, Array]
+) -> list[dict[str, Any]]:
+    """Rows of texture parameters of the maps of one frame."""
+    grid, intensity = trial.scan.grid, trial.scan.intensity
+    spacing = (grid.spacing_of(grid.axes[-2]), grid.spacing_of(grid.axes[-1]))
+    rows = []
+    for number, plane in enumerate(truth.reshape(-1, *truth.shape[-2:])):
+        maps = {name: found.reshape(-1, *found.shape[-2:])[number] for name, found in estimates.items()}
+        place = [*index, *([number] if truth.ndim == 3 else [])]
+        name = scan if not place else f"{scan} {'-'.join(map(str, place))}"
+        if np.isfinite(plane).any():
+            textures = surface_rows(plane, maps, spacing, units=intensity.units)
+            rows += [{"scan": name, **texture} for texture in textures]
     return rows
 
 

@@ -69,6 +69,12 @@ class FourierRings:
         axes: axes the frequency is measured along; the others are summed over. None: all.
         spacing_um: distance of samples for each of `axes`; with an unknown entry all is measured in samples.
         block: samples of a block for each of `axes`; None: the whole axis, or half of `WHOLE` where it is longer.
+        sector: (which of `axes`, least angle, greatest angle): only frequencies at that angle in degrees to that axis.
+        shift: samples by which the second array's samples lie further along each of `axes`; such a shift of known size
+            would turn the phases and is turned back.
+
+    Attributes:
+        added: blocks that were added so far.
 
     References:
         W. O. Saxton, W. Baumeister, 1982, doi:10.1111/j.1365-2818.1982.tb00405.x (ring correlation).
@@ -82,6 +88,8 @@ class FourierRings:
         axes: Sequence[int] | None = None,
         spacing_um: Sequence[float | None] | None = None,
         block: Sequence[int] | None = None,
+        sector: tuple[int, float, float] | None = None,
+        shift: Sequence[float] | None = None,
     ) -> None:
         self.shape = tuple(shape)
         self.axes = tuple(a % len(self.shape) for a in (range(len(self.shape)) if axes is None else axes))
@@ -91,17 +99,25 @@ class FourierRings:
         known = [s for s in spacing_um or () if s is not None]
         self.unit = "um" if len(known) == len(self.axes) else "sample"
         self.spacing = tuple(known) if self.unit == "um" else (1.0,) * len(self.axes)
-        self._prepare()
+        self.sector, self.added = sector, 0
+        self._prepare(shift or (0.0,) * len(self.axes))
 
-    def _prepare(self) -> None:
-        """Ring number, weight and frequency of each sample of a block's half spectrum."""
+    def _prepare(self, shift: Sequence[float]) -> None:
+        """Ring number, weight, frequency and turn of each sample of a block's half spectrum."""
         last = len(self.axes) - 1
         bins = [
             (scipy.fft.rfftfreq if i == last else scipy.fft.fftfreq)(n, s)
             for i, (n, s) in enumerate(zip(self.block, self.spacing, strict=True))
         ]
-        radius = np.sqrt(sum(np.square(f) for f in np.meshgrid(*bins, indexing="ij", sparse=True)))
+        along = np.meshgrid(*bins, indexing="ij", sparse=True)
+        radius = np.sqrt(sum(np.square(f) for f in along))
+        turns = [f * d * s for f, d, s in zip(along, shift, self.spacing, strict=True) if d]
+        self._turn = np.exp(2j * np.pi * sum(turns)) if turns else np.ones(())
         self.limit = 0.5 / min(self.spacing)
+        if self.sector:
+            axis, least, most = self.sector
+            others = [s for i, s in enumerate(self.spacing) if i != axis]
+            self.limit = 0.5 / (self.spacing[axis] if least <= 0 else min(others))
         steps = [1 / (n * s) for n, s in zip(self.block, self.spacing, strict=True)]
         # As wide as the coarsest step, so that rings are filled, yet never fewer than 48 rings where steps allow.
         width = max(min(steps), min(max(steps), self.limit / 48))
@@ -110,6 +126,9 @@ class FourierRings:
         if self.block[last] % 2 == 0:
             weight[-1] = 1.0
         inside = (radius <= self.limit * (1 + 1e-9)) & (radius > 0)
+        if self.sector:
+            angle = np.degrees(np.arccos(np.minimum(1, np.abs(along[axis]) / np.where(radius > 0, radius, 1))))
+            inside &= (angle >= least) & (angle <= most)
         self._ring = np.where(inside, np.rint(radius / width), 0).astype(np.intp)
         weights = np.broadcast_to(weight, radius.shape) * inside
         rings = int(self._ring.max()) + 1
@@ -165,9 +184,20 @@ class FourierRings:
             tapered = (x - x.mean(along, keepdims=True)) * self._window
             spectra.append(scipy.fft.rfftn(tapered, axes=along))
         one, two = spectra
-        products = ((one * two.conj()).real, np.abs(one) ** 2, np.abs(two) ** 2)
+        self.added += len(one)
+        products = ((one * two.conj() * self._turn).real, np.abs(one) ** 2, np.abs(two) ** 2)
         for total, part in zip(self._sums, products, strict=True):
             total += np.bincount(self._ring.ravel(), (self._weight * part.sum(0)).ravel(), total.size)
+
+    def power(self) -> NDArray[np.float64]:
+        """Power density of the first arrays in each ring of `curve`: values squared per (cycle per unit) ** axes.
+
+        White noise of variance v has the density v times the product of the spacings, everywhere.
+        """
+        one = self._sums[1]
+        use = (self._counts > 0) & (np.sqrt(one * self._sums[2]) > 0)
+        scale = math.prod(self.spacing) / (np.square(self._window).sum() * max(1, self.added))
+        return np.asarray(one[use] / self._counts[use] * scale, np.float64)
 
     def curve(self) -> RingCurve:
         """The correlation of all that was added; empty where no block was free of NaN and not constant."""
@@ -184,6 +214,7 @@ def frc_curve(
     *,
     axes: Sequence[int] | None = None,
     spacing_um: Sequence[float | None] | None = None,
+    sector: tuple[int, float, float] | None = None,
 ) -> RingCurve:
     """Fourier ring correlation of two planes, or shell correlation of two stacks.
 
@@ -194,6 +225,7 @@ def frc_curve(
         first, second: same shape.
         axes: axes the frequency is measured along, such as (-2, -1) for a stack plane by plane; None: all.
         spacing_um: distance of samples for each of `axes`; None or an unknown entry: cycles per sample.
+        sector: as in `FourierRings`.
 
     Raises:
         ValueError: the shapes differ.
@@ -203,7 +235,7 @@ def frc_curve(
     along = tuple(a % first.ndim for a in (range(first.ndim) if axes is None else axes))
     known = np.isfinite(first) & np.isfinite(second)
     block = None if known.all() else hole_free_block(known, along)
-    rings = FourierRings(first.shape, axes=along, spacing_um=spacing_um, block=block)
+    rings = FourierRings(first.shape, axes=along, spacing_um=spacing_um, block=block, sector=sector)
     rings.add(first, second)
     return rings.curve()
 

@@ -62,10 +62,13 @@ class EvaluationReport:
     Attributes:
         rows: one for each scan and method, with the keys `COLUMNS`; a figure that does not exist is None.
         failed: (scan, reason) of each scan that could not be measured.
+        surfaces: of height maps, a row of texture parameters for each map and method, the original first, with the
+            keys "scan" and `SURFACE_COLUMNS`.
     """
 
     rows: tuple[dict[str, Any], ...]
     failed: tuple[tuple[str, str], ...]
+    surfaces: tuple[dict[str, Any], ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -175,8 +178,8 @@ def cell(value: Any) -> str:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The whole table under another name first; none where `failed.csv` would be empty."""
-    if not rows and path.name == "failed.csv":
+    """The whole table under another name first; none where one of failures or surfaces would be empty."""
+    if not rows and path.name != "scores.csv":
         path.unlink(missing_ok=True)
         return
     text = StringIO()

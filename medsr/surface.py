@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SURFACE_COLUMNS", "SurfaceParameters", "surface_parameters", "surface_rows"]
+__all__ = ["LENGTHS_UM", "SURFACE_COLUMNS", "SurfaceParameters", "surface_parameters", "surface_rows"]
 
 Array = NDArray[Any]
 Spacing = tuple[float | None, float | None]

@@ -1,5 +1,6 @@
 """The command line: what a user types, what comes back on stdout and stderr, and the exit code."""
 
+import csv
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from typer.testing import CliRunner, Result
 
 import medsr
@@ -462,3 +464,59 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     done = command("inspect", tmp_path / name, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "scan_" in done.stdout
+
+
+def test_methods_can_be_projected_averaged_and_compared(scans: Path, tmp_path: Path) -> None:
+    plane = scans / "field.ome.tif"
+    flags = ("--method", "cubic", "--factor", "2,2")
+    for name, more in {"plain": (), "projected": ("--consistent",), "preset": ("--preset", "quantitative")}.items():
+        result = call("evaluate", plane, *flags, *more, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    rows = {name: last_row(tmp_path / name / "scores.csv") for name in ("plain", "projected", "preset")}
+    assert float(rows["projected"]["consistency_db"]) > float(rows["plain"]["consistency_db"]) + 20
+    assert rows["projected"]["consistency_db"] == rows["preset"]["consistency_db"]
+    done = call("upscale", plane, *flags, "--consistent", "--ensemble", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    history = medsr.read_scan(tmp_path / "out" / "field.ome.zarr").history
+    assert "consistent with area" in history[-1]
+    assert "Ensemble" in history[-1]
+    assert call("upscale", plane, *flags, "--preset", "pretty", "--out", tmp_path / "out").exit_code == 2
+
+
+def last_row(path: Path) -> dict[str, str]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))[-1]
+
+
+def test_compare_trains_what_is_missing_and_blend_lies_between(scans: Path, tmp_path: Path) -> None:
+    plane, out = scans / "field.ome.tif", tmp_path / "out"
+    quick = ["training.batch=2", "training.validate_every_steps=2", "data.patch=[16,16]", "data.validation_crops=1",
+             "data.foreground=0"]  # fmt: skip
+    words = [word for line in quick for word in ("--set", line)]
+    done = call("compare", plane, "--methods", "cubic, srresnet,srgan", "--out", out, "--train", scans, "--steps", "2",
+                *words)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "haarpsi" in done.output
+    with (out / "scores.csv").open() as stream:
+        assert [row["method"] for row in csv.DictReader(stream)] == ["cubic", "srresnet", "srgan"]
+    runs = out / "runs"
+    blended = call("blend", runs / "srresnet", runs / "srgan", "--alpha", "0.5", "--out", tmp_path / "half.ckpt")
+    assert blended.exit_code == 0, blended.output
+    low = torch.rand(1, 1, 12, 12)
+    a, b, half = (medsr.load_upscaler(p) for p in (runs / "srresnet", runs / "srgan", tmp_path / "half.ckpt"))
+    assert half.card.parents
+    with torch.no_grad():
+        assert not torch.equal(a(low), half(low))
+        assert not torch.equal(b(low), half(low))
+    wrong = call("compare", plane, "--methods", "cubic", "--out", out, "--set", "seed=1")
+    assert wrong.exit_code == 2
+    assert "--train" in wrong.output
+
+
+def test_a_blur_is_not_asked_of_a_method_that_cannot_find_one(scans: Path, tmp_path: Path) -> None:
+    method = medsr.SrresnetRecipe(features=4, blocks=1)
+    card = medsr.TrainingCard(black=(0, 0), white=(9, 9), dtype="uint16")
+    medsr.save_checkpoint(tmp_path / "a.ckpt", medsr.build_network(method), medsr.Recipe(method=method), card)
+    result = call("estimate-blur", scans, "--checkpoint", tmp_path / "a.ckpt")
+    assert result.exit_code == 2
+    assert "method.kind: ikc" in result.output

@@ -144,3 +144,18 @@ def test_every_untrained_method_is_an_upscaler():
 
     for name, make in UNTRAINED.items():
         assert isinstance(make((2, 2)), Upscaler), name
+
+
+def test_height_maps_have_their_texture_measured(tmp_path):
+    report = evaluate(medsr.SURFACE, {"cubic": Cubic((2, 2)), "sharp": Lanczos((2, 2))}, out=tmp_path / "out")
+    assert [row["method"] for row in report.surfaces] == ["original", "cubic", "sharp"]
+    truth, cubic, sharp = report.surfaces
+    assert truth["height_rmse"] == 0
+    assert truth["units"] == "um"
+    assert truth["sdq"] > sharp["sdq"] > cubic["sdq"] > 0  # interpolation takes the steepest slopes away
+    assert abs(cubic["height_bias"]) < 0.01
+    with (tmp_path / "out" / "surface.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["sa"]) for row in rows] == pytest.approx([row["sa"] for row in report.surfaces], rel=1e-4)
+    evaluate(medsr.NUCLEI, Cubic((4, 4)), out=tmp_path / "out")
+    assert not (tmp_path / "out" / "surface.csv").exists()  # counts of light are no heights

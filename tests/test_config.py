@@ -56,7 +56,23 @@ def wrong(tmp_path: Path, text: str, *overrides: str, model: type[BaseModel] = D
 
 
 def test_the_configs_say_how_they_are_run_and_what_each_setting_changes() -> None:
-    assert [p.stem for p in CONFIGS] == ["confocal", "demo", "mammo", "topography", "widefield"]
+    assert [p.stem for p in CONFIGS] == [
+        "axial",
+        "confocal",
+        "demo",
+        "dfcan",
+        "esrgan",
+        "fast",
+        "ikc",
+        "mammo",
+        "pairs",
+        "rcan",
+        "real_esrgan",
+        "scanning",
+        "scn",
+        "topography",
+        "widefield",
+    ]
     for path in CONFIGS:
         lines = path.read_text().splitlines()
         assert lines[0] == f"# medsr train configs/{path.name}"

@@ -31,6 +31,7 @@ class Source:
             never the id.
         url: of the OME-Zarr group or the file in an object store; "" for files on disk.
         version: of the files when a job began, by `versioned`: `read_scan` refuses others. "": any.
+        unnamed: its name is a pseudonym: no text that leaves says where it lies or what its files are called.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Source:
     subject: str = ""
     url: str = field(default="", repr=False)
     version: str = ""
+    unnamed: bool = False
 
     @property
     def location(self) -> str:

@@ -28,8 +28,8 @@ NEAREST = 8
 """Patches of the exemplar that a patch takes its detail from."""
 PATCHES = 50_000
 """Patches of the exemplar that are kept, evenly spread."""
-CALM = 0.1
-"""Contrast of a patch, as a share of that of the exemplar's median patch, below which it has little to give."""
+LOUDEST = 2.0
+"""Times its own strength that the detail of a patch is added at most, whatever the contrast of the scan."""
 NEARBY = 8
 """Fine samples within which an edge is compared with its surroundings."""
 OUTSTANDING = 2.0
@@ -59,12 +59,14 @@ class _Library(NamedTuple):
     Attributes:
         axes: (patch samples, features), principal components of its normalized patches.
         tree: of the features.
-        detail: (patches, patch samples), what the edge prior does not restore, for a unit of a patch's contrast.
+        detail: (patches, patch samples), what the edge prior does not restore.
+        contrast: standard deviation of each patch as the edge prior shows it.
     """
 
     axes: NDArray[np.float64]
     tree: Any
     detail: NDArray[np.float32]
+    contrast: NDArray[np.float64]
 
 
 class EdgesWithDetail:
@@ -75,7 +77,8 @@ class EdgesWithDetail:
 
     The detail is invented: it is likely, not measured. Do not measure on it and do not diagnose from it. It can be had
     as a layer of its own (`detail_layer`), and the history says how much it is. With `strength=0` the result is that of
-    `edges`, bit for bit. Detail is proportional to the contrast of the scan and blind to its level.
+    `edges`, bit for bit. Detail is blind to the level of the scan. It grows with its contrast, but never beyond
+    twice the exemplar's own; a flat field stays flat.
 
     Args:
         edges: the edge prior.
@@ -221,13 +224,11 @@ def _learned(edges: Edges, unit: NDArray[np.float32]) -> _Library:
     index = tuple(torch.from_numpy(i) for i in np.unravel_index(picks, dense[0].shape[: len(ones)]))
     patches, missing = (x[index].flatten(1).double().numpy() for x in dense)
     normal, contrast = _normalized(patches)
-    calm = CALM * float(np.median(contrast))
-    given = missing * (contrast / np.maximum(contrast**2 + calm**2, TINY))[:, None]
     _, vectors = np.linalg.eigh(normal.T @ normal)
     axes = vectors[:, ::-1][:, :FEATURES]
     # One sign for each component, so that the library is the same on every machine.
     axes = np.ascontiguousarray(axes * np.where(axes.sum(0) < 0, -1.0, 1.0))
-    return _Library(axes, cKDTree(normal @ axes), given.astype(np.float32))
+    return _Library(axes, cKDTree(normal @ axes), missing.astype(np.float32), contrast)
 
 
 def _normalized(patches: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -258,7 +259,9 @@ def _transferred(library: _Library, field: Tensor, factor: Factor) -> Tensor:
     likeness = np.clip(1 - distance[:, :-1] ** 2 / 2, 0, 1)
     detail = np.zeros((len(normal), library.detail.shape[1]))
     for k in range(count - 1):
-        detail += (weight[:, k] * likeness[:, k] * contrast)[:, None] * library.detail[index[:, k]]
+        ratio = contrast / np.maximum(library.contrast[index[:, k]], TINY)
+        ratio /= np.hypot(1, ratio / LOUDEST)
+        detail += (weight[:, k] * likeness[:, k] * ratio)[:, None] * library.detail[index[:, k]]
     patch = tuple(f + 2 * MARGIN for f in factor)
     pieces = torch.from_numpy(detail).to(field.device, field.dtype).reshape(*cells, *patch)
     return _laid(pieces, factor, patch)

@@ -123,6 +123,7 @@ class IkcNetwork(Network):
         code: (length,), told to the network.
         patch: coarse samples of the patches it was trained on; those of a scan are as large.
         trained: above 0 once predictor and corrector were trained.
+        fwhm_samples: the blur it is bound to, coarse samples along each axis; () before `adapt`.
 
     References:
         J. Gu et al., "Blind super-resolution with iterative kernel correction", 2019, algorithm 1, arXiv:1904.03377.
@@ -131,6 +132,7 @@ class IkcNetwork(Network):
     code: Tensor
     patch: Tensor
     trained: Tensor
+    fwhm_samples: tuple[float, ...] = ()
 
     def __init__(
         self,
@@ -202,6 +204,7 @@ class IkcNetwork(Network):
             return self
         bound = copy.deepcopy(self, {id(weight): weight for weight in self.parameters()})
         bound.code.copy_(found.code)
+        bound.fwhm_samples = tuple(found.fwhm_samples.tolist())
         bound.told = _told(found.fwhm_samples.tolist(), scan)
         return bound
 
