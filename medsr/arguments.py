@@ -133,7 +133,7 @@ def _untrained(name: str, factor: Factor | None, library: Path | None) -> Upscal
     if factor is None:
         raise ArgumentError(f"--method {kind}: expected a factor beside it, found none; add --factor 2,2")
     if library is None:
-        return names[kind](factor)
+        return names[kind](factor, None)
     if kind != "exemplars":
         raise ArgumentError(f"--library: expected --method exemplars beside it, found --method {kind}")
     return medsr.Exemplars(factor, medsr.load_library(library))

@@ -18,6 +18,7 @@ from medsr.engines import EngineName
 from medsr.header import GROUP, JobChangedError, changes, drop_leftovers, read_header
 from medsr.io import NoImageError, Source, find_all, omezarr
 from medsr.io.places import Folder, Place, place
+from medsr.io.pseudonyms import Pseudonyms, unnamed
 from medsr.job import Check, OutputOptions, Prepared, Setting, cache_bytes, documents, prepare, shard_job
 from medsr.locks import TakenError
 from medsr.plan import BASE_BYTES, default_memory, torch_device
@@ -70,6 +71,7 @@ def upscale_folder(
     dry_run: bool = False,
     overwrite: bool = False,
     check: Check | None = None,
+    pseudonyms: Pseudonyms | None = None,
     note: Note | None = None,
     tick: Tick | None = None,
 ) -> BatchReport:
@@ -97,6 +99,7 @@ def upscale_folder(
         dry_run: plan and report only, write nothing.
         overwrite: replace results and unfinished work that came from other inputs or options.
         check: asked for doubts about a scan before the work (a checkpoint's range); its lines become warnings.
+        pseudonyms: names of the results, rows and lines, in which no file's name or path stands; None: the files'.
         note: receives a line for each event worth a user's eye.
         tick: receives (scan, shards done, shards in all).
 
@@ -124,7 +127,8 @@ def upscale_folder(
         raise ValueError(f"{out}: expected a folder for the results, found a file; give --out another name")
     options = options or OutputOptions()
     results = target.path if isinstance(target, Folder) else None
-    sources = find_all(paths, out=results, stack=options.stack)
+    find = find_all if pseudonyms is None else pseudonyms.find_all
+    sources = find(paths, out=results, stack=options.stack)
     share = part or Share()
     say, count = _one_at_a_time(note), _one_at_a_time(tick)
     with ExitStack() as stack:
@@ -195,6 +199,7 @@ def _guarded(source: Source, batch: _Batch) -> BatchRow:
         row = BatchRow(source.name, "skipped" if found else "failed", 0.0, _reason(source, error, batch.out))
     except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the row
         row = BatchRow(source.name, "failed", 0.0, _reason(source, error, batch.out))
+    row = replace(row, reason=unnamed(row.reason, source))
     batch.note(f"{row.scan}: {row.status}" + (f": {row.reason}" if row.reason else ""))
     return replace(row, seconds=round(time.perf_counter() - begun, 3))
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from medsr.checkpoint import CheckpointError, TrainedUpscaler, load_upscaler
 from medsr.degradation import Degradation, DegradationRange
 from medsr.evaluation import evaluate
+from medsr.methods.ikc import IkcRecipe
 from medsr.methods.named import UNTRAINED
 from medsr.methods.settings import AdversarialRecipe, NetworkRecipe, Part
 from medsr.plan import Device
@@ -93,9 +94,10 @@ def compare(
     _check_names(names)
     tell = note or (lambda _: None)
     upscalers: dict[str, Upscaler] = {}
+    known = _known(degradation or (budget.degradation if budget is not None else None), factor)
     for name in _pixel_first(names):
         if name in UNTRAINED:
-            upscalers[name] = UNTRAINED[name](factor)
+            upscalers[name] = UNTRAINED[name](factor, known)
         else:
             upscalers[name] = _trained(name, factor, runs, out, budget, upscalers, tell)
     upscalers = {name: upscalers[name] for name in names} | dict(more or {})
@@ -125,6 +127,16 @@ def _check_names(names: Sequence[str]) -> None:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         found = ", ".join(map(repr, unknown)) or "none"
         raise ValueError(f"methods: expected names out of {', '.join(known)}; found {found}.{hint}")
+
+
+def _known(degradation: Degradation | DegradationRange | None, factor: Factor) -> Degradation | None:
+    """What a method that is not trained is told of the degradation; nothing where it depends on a scan's spacing."""
+    if isinstance(degradation, Degradation) or degradation is None:
+        return degradation
+    if degradation.second is not None or degradation.in_micrometers:
+        return None
+    made = degradation.center(factor)
+    return made if isinstance(made, Degradation) else None
 
 
 def _pixel_first(names: Sequence[str]) -> list[str]:
@@ -199,6 +211,8 @@ def budgeted(
             training = training.model_copy(update={**steps, "pixel_steps": 0, "start": parent.path})
         else:
             training = training.model_copy(update=steps)
+    if isinstance(method, IkcRecipe) and budget.degradation.blur_varies:
+        training = training.model_copy(update={"correction_steps": training.pixel_steps})
     return Recipe(
         method=method,
         data=data,

@@ -17,6 +17,7 @@ from medsr.footprint import Footprint
 from medsr.frc import FourierRings, hole_free_block
 from medsr.io import NoImageError, Source, find_all, read_scan
 from medsr.io.digest import input_digest
+from medsr.io.pseudonyms import Pseudonyms, unnamed
 from medsr.methods.interpolation import Cubic
 from medsr.metrics import foreground_mask
 from medsr.pictures import comparison_png, gray_window
@@ -63,6 +64,7 @@ def evaluate(
     memory: int | None = None,
     device: Device = "auto",
     trained_on: Collection[str] = (),
+    pseudonyms: Pseudonyms | None = None,
     note: Callable[[str], None] | None = None,
     tick: Callable[[str, int, int], None] | None = None,
 ) -> EvaluationReport:
@@ -90,6 +92,8 @@ def evaluate(
         device: "auto", "cpu", "cuda", "cuda:N".
         trained_on: SHA-256 of inputs the method has learned from (a card's `inputs`); a scan among them is measured
             with a warning that its figures flatter.
+        pseudonyms: names in the table, the pictures and the lines, in which no file's name or path stands; None: the
+            files'.
         note: receives a line for each event worth a user's eye.
         tick: receives (scan, planes or stacks done, in all).
 
@@ -108,7 +112,7 @@ def evaluate(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder for the scores, found a file; give --out another name")
-    sources = find_all(paths, out=out)
+    sources = find_all(paths, out=out) if pseudonyms is None else pseudonyms.find_all(paths, out=out)
     out.mkdir(parents=True, exist_ok=True)
     setting = _Setting(methods, factor, degradation, out, series, memory, device, note or _silent, tick or _untold)
     rows: list[dict[str, Any]] = []
@@ -161,6 +165,10 @@ def _untold(_scan: str, _done: int, _total: int) -> None:
 
 
 def _reason(source: Source, error: Exception) -> str:
+    return unnamed(_said(source, error), source)
+
+
+def _said(source: Source, error: Exception) -> str:
     text = " ".join(str(error).split()) or "no reason given"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or source.path}: {error.strerror}; check the file, its rights and the disk"
@@ -173,7 +181,7 @@ def _evaluated(source: Source, setting: _Setting) -> tuple[list[dict[str, Any]],
     """The rows of one scan, and those of its surfaces if it is a height map; its picture is written."""
     scan = read_scan(source, series=setting.series)
     for warning in scan.warnings:
-        setting.note(f"{source.name}: warning: {warning}")
+        setting.note(f"{source.name}: warning: {unnamed(warning, source)}")
     trial = Trial(scan, setting.factor, setting.degradation)
     survey = survey_of(trial)
     tallies = [_tally(name, upscaler, trial, survey, setting) for name, upscaler in setting.methods]

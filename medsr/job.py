@@ -16,6 +16,7 @@ from medsr.io import Source, omezarr, read_scan, versioned
 from medsr.io.digest import input_digest
 from medsr.io.lazy import KEEP_BYTES_MOST
 from medsr.io.places import Place
+from medsr.io.pseudonyms import unnamed
 from medsr.plan import BASE_BYTES, MemoryTooSmallError, Plan, plan, torch_device
 from medsr.scan import Grid, Scan
 from medsr.shards import Share
@@ -180,7 +181,8 @@ def _opened(source: Source, setting: Setting) -> tuple[Scan, Upscaler]:
         white = scan.intensity.white if options.white is None else options.white
         scan = replace(scan, intensity=replace(scan.intensity, black=black, white=white))
     doubts = () if setting.check is None else tuple(setting.check(scan))
-    scan = replace(scan, warnings=(*scan.warnings, *_precision(scan), *doubts))
+    said = (unnamed(line, source) for line in (*scan.warnings, *_precision(scan), *doubts))
+    scan = replace(scan, warnings=tuple(said), history=tuple(unnamed(line, source) for line in scan.history))
     return scan, setting.upscaler.adapt(scan)
 
 

@@ -192,14 +192,10 @@ class Recipe(Part):
         if self.data.pairs is not None:
             raise ValueError("data.pairs: expected none with method ikc, which learns from blurs that are known")
         if self.degradation.second is not None:
-            raise ValueError("degradation.second: expected none with method ikc, which tells one blur from another")
-        if self.degradation.second is not None:
             raise ValueError(
                 "degradation.second: expected none with method ikc, which learns to find the blur of one pass"
             )
-        blurs = self.degradation
-        ranges = [r for r in (blurs.fwhm_um, blurs.fwhm_samples, blurs.axial_fwhm_um) if r is not None]
-        if self.training.correction_steps and all(low == high for low, high in ranges) and blurs.anisotropy == 1:
+        if self.training.correction_steps and not self.degradation.blur_varies:
             raise ValueError(
                 "degradation: expected a range of blurs with method ikc, found one blur only; give fwhm_um or "
                 "fwhm_samples [from, to]"

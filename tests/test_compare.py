@@ -143,7 +143,7 @@ def test_every_untrained_method_is_an_upscaler():
     from medsr.upscaler import Upscaler
 
     for name, make in UNTRAINED.items():
-        assert isinstance(make((2, 2)), Upscaler), name
+        assert isinstance(make((2, 2), None), Upscaler), name
 
 
 def test_height_maps_have_their_texture_measured(tmp_path):

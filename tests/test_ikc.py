@@ -18,7 +18,8 @@ from medsr.blur import estimate_blur
 from medsr.card import TrainingCard
 from medsr.checkpoint import Checkpoint, TrainedUpscaler, load_checkpoint, load_upscaler
 from medsr.degradation import Degradation, DegradationRange, Gaussian
-from medsr.methods.ikc import Corrector, IkcNetwork, IkcRecipe, Predictor
+from medsr.methods.correctors import Corrector, Predictor
+from medsr.methods.ikc import IkcNetwork, IkcRecipe
 from medsr.methods.kernel_code import render_kernel
 from medsr.methods.patches import signal_patches
 from medsr.methods.sftmd import SFTMD, PublishedSFTMD
@@ -31,7 +32,7 @@ from medsr.training.phases import CorrectionPhase, PixelPhase
 from medsr.upscaler import describe, fingerprint
 from medsr.upscaling import upscale
 from tests import laws
-from tests.methods_asked import noise, real_scan
+from tests.methods_asked import mammogram, noise, real_scan
 
 BLURS = DegradationRange(fwhm_samples=(0.4, 2.4))
 TINY = IkcRecipe(factor=(2, 2), features=8, blocks=2, tail_kernel=3, estimator_features=8, corrections=3)
@@ -375,7 +376,7 @@ def test_the_correction_starts_from_other_weights_and_keeps_their_codes(
     [
         ({"degradation": {"fwhm_samples": (1.0, 1.0)}}, "expected a range of blurs"),
         ({"degradation": {"fwhm_samples": None}}, "expected a range of blurs"),
-        ({"degradation": {"second": {}}}, "one blur from another"),
+        ({"degradation": {"second": {}}}, "find the blur of one pass"),
         ({"data": {"folder": None, "pairs": Path("pairs")}, "degradation": {"fwhm_samples": None, "read_noise": None},
           "training": {"correction_steps": 0}}, "blurs that are known"),
         ({"method": {"kernel_size": 8}}, "odd width"),
@@ -394,3 +395,22 @@ def test_only_ikc_corrects(tmp_path: Path) -> None:
 def test_a_blur_that_does_not_fit_is_said_before_the_first_step(scans: Path, tmp_path: Path) -> None:
     with pytest.raises((TrainingError, ValueError), match=r"raise method\.kernel_size"):
         train(recipe_of(scans, tmp_path / "run", method={"kernel_size": 5}))
+
+
+def test_a_known_blur_is_told_and_kept():
+    """A width measured with beads is bound as it is, and a scan changes it no more."""
+    coder_family = DegradationRange(fwhm_samples=(0.5, 3.0))
+    torch.manual_seed(0)
+    network = IkcRecipe.small((2, 2)).build().eval()
+    network.expect(coder_family, [None], patch=(24, 24), seed=0)
+    network.trained.fill_(1)
+    told = network.tell((2.0, 2.0))
+    assert told.fwhm_samples == (2.0, 2.0)
+    assert "2.00 x 2.00 samples" in told.told
+    assert told.adapt(None) is told
+    nearest = network.coder.match(told.code[None])
+    assert float((nearest.fwhm_samples[0] - 2.0).abs().max()) < 0.1
+    assert network.fwhm_samples == ()
+    low = mammogram()[..., :24, :24]
+    with torch.no_grad():
+        assert not torch.equal(network(low), told(low))

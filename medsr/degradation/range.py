@@ -164,6 +164,17 @@ class DegradationRange(BaseModel):
             raise ValueError("degradation: anisotropy above 1 needs fwhm_um or fwhm_samples")
         return self
 
+    @property
+    def in_micrometers(self) -> bool:
+        """Whether its blur has a width in micrometers, which only a scan's spacing turns into samples."""
+        return any(each is not None for each in (self.fwhm_um, self.axial_fwhm_um, self.na))
+
+    @property
+    def blur_varies(self) -> bool:
+        """Whether it holds more than one blur."""
+        ranges = [each for each in (self.fwhm_um, self.fwhm_samples, self.axial_fwhm_um) if each is not None]
+        return any(low != high for low, high in ranges) or self.anisotropy > 1
+
     def sample(
         self, generator: torch.Generator, factor: Factor, spacing_um: Spacing | None = None
     ) -> Degradation | SecondOrder:

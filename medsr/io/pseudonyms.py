@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from stat import S_IMODE
 
+from medsr.io.discover import find_all
 from medsr.io.naming import scan_name
 from medsr.io.places import as_url
 from medsr.io.source import Source, natural_key, versioned
@@ -93,6 +94,18 @@ class Pseudonyms:
         renamed = [replace(source, name=names[source], unnamed=True) for source in sources]
         return sorted(renamed, key=lambda source: source.name)
 
+    def find_all(
+        self, paths: Path | str | Sequence[Path | str], *, out: Path | str | None = None, stack: bool = False
+    ) -> list[Source]:
+        """As `find_all`, under pseudonyms; what is logged names no file.
+
+        Raises:
+            ScanError: a path does not exist, or none of them holds a scan.
+            ValueError, OSError: as `rename`.
+        """
+        with self.quiet():
+            return self.rename(find_all(paths, out=out, stack=stack), out=out)
+
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """While it lasts, what the readers log names no file or folder."""
@@ -139,7 +152,7 @@ def unnamed(text: str, source: Source) -> str:
     """A text about a scan without the paths and names of its files, where the scan has a pseudonym; else the text.
 
     Names of three letters and more are taken out as whole words wherever they stand, the folders' above the scan too:
-    a word too many may go, never one too few.
+    a word too many may go, never one too few. What stands in quotes goes too: it is what a file says of itself.
     """
     if not source.unnamed:
         return text
@@ -155,7 +168,8 @@ def unnamed(text: str, source: Source) -> str:
     forms += [re.escape(old) + r"(?!\w)" for old in sorted(filter(None, whole), key=len, reverse=True)]
     forms += [re.escape(old) + r"(?!\w)" for old in sorted(above, key=len, reverse=True)]
     forms += [rf"(?<![A-Za-z0-9]){re.escape(w)}(?![A-Za-z0-9])" for w in sorted(words, key=len, reverse=True)]
-    return re.sub("|".join(forms), lambda found: known[found[0]], text)
+    text = re.sub("|".join(forms), lambda found: known[found[0]], text)
+    return re.sub(r"(?<!\w)(['\"])[^'\"]*\1(?!\w)", HIDDEN, text)
 
 
 class _Nameless(logging.Filter):
@@ -169,7 +183,7 @@ class _Nameless(logging.Filter):
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, Path) or (isinstance(value, str) and ("/" in value or "\\" in value))
+    return isinstance(value, Path) or (isinstance(value, str) and re.search(r"[/\\]|\S\.\w", value) is not None)
 
 
 def _key(path: Path) -> bytes:

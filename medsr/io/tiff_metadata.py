@@ -162,7 +162,7 @@ def _read_ome(xml: str, all_series: Iterable[Any], series: Any, header: Header) 
         images = [i for i in images if i.get("Name") == series.name]
         at = 0
         if len(images) != 1:
-            header.warnings.append(f"the OME metadata of series {series.name!r} are ambiguous; spacing unknown")
+            header.warnings.append("the OME metadata of the series are ambiguous; spacing unknown")
             return
     image = images[at]
     pixels = next(p for p in image if _tag(p) == "Pixels")
