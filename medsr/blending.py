@@ -128,6 +128,7 @@ def _card(first: Checkpoint, second: Checkpoint, alpha: float) -> TrainingCard:
             "halo": halo,
             "parents": (first.sha256, second.sha256),
             "blend": float(alpha),
+            "texture": None if a.texture is None or b.texture is None else a.texture.joined(b.texture),
         }
     )
 

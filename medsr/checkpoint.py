@@ -223,6 +223,11 @@ class TrainedUpscaler(nn.Module):
         return Degradation(self.factor, kernel=kernel, sampling=self.recipe.degradation.sampling)
 
     @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the checkpoint's weights."""
+        return self._checkpoint.sha256
+
+    @property
     def name(self) -> str:
         """What was trained: an srgan whose adversarial phase has not begun is an srresnet."""
         method = self.recipe.method

@@ -33,15 +33,29 @@ SIDE = {2: 32, 3: 12}
 """Coarse samples of a training patch along each refined axis, where the budget's patch does not fit the factor."""
 
 
+class BudgetData(DataRecipe):
+    """What is learned from; patches that suit small networks and a CPU."""
+
+    patch: tuple[int, ...] = Field((64, 64), description="fine samples of a training patch for each axis")
+    foreground: float = Field(0.1, ge=0, le=1, description="share of a patch that must be tissue or signal")
+
+
+class BudgetTraining(TrainingRecipe):
+    """How long and how fast; steps that suit a training of minutes."""
+
+    batch: int = Field(8, ge=1, description="patches of one step, in each process")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size in the pixel phase")
+    adversarial_learning_rate: float = Field(2e-4, gt=0, description="Adam's step size in the adversarial phase")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are kept; 0: none")
+
+
 class Budget(Part):
     """How the trained methods of a comparison are trained where no run of them is found: all alike, and small."""
 
-    data: DataRecipe = DataRecipe(foreground=0.1)
+    data: BudgetData = BudgetData()
     degradation: DegradationRange = DegradationRange()
     intensity: IntensityRule = IntensityRule()
-    training: TrainingRecipe = TrainingRecipe(
-        pixel_steps=2000, batch=8, learning_rate=1e-3, adversarial_learning_rate=2e-4, ema=0.99
-    )
+    training: BudgetTraining = BudgetTraining()
     adversarial_share: float = Field(0.25, ge=0, le=4, description="adversarial steps for each pixel step")
     seed: int = Field(0, ge=0, description="every random number follows from it")
 
@@ -201,7 +215,8 @@ def budgeted(
     budget: Budget, kind: type[NetworkRecipe], factor: Factor, *, out: Path, others: Mapping[str, Upscaler]
 ) -> Recipe:
     """The recipe by which a method of a comparison is trained."""
-    method, training, data = kind.small(factor), budget.training, budget.data
+    method = kind.small(factor)
+    training, data = TrainingRecipe(**dict(budget.training)), DataRecipe(**dict(budget.data))
     if len(data.patch) != len(factor) or any(p % f or p < 4 * f for p, f in zip(data.patch, factor, strict=False)):
         data = data.model_copy(update={"patch": tuple(SIDE[len(factor)] * f for f in factor)})
     if isinstance(method, AdversarialRecipe):

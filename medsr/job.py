@@ -21,7 +21,7 @@ from medsr.plan import BASE_BYTES, MemoryTooSmallError, Plan, plan, torch_device
 from medsr.scan import Grid, Scan
 from medsr.shards import Share
 from medsr.streaming import Room, ShardJob
-from medsr.upscaler import Upscaler, describe, fingerprint
+from medsr.upscaler import Upscaler, checkpoints_of, describe, fingerprint
 from medsr.upscaling import result_scan
 from medsr.version import __version__
 
@@ -357,6 +357,7 @@ def documents(prepared: Prepared) -> dict[str, bytes]:
         attributes={
             "history": list(result.history),
             "warnings": list(prepared.scan.warnings),
+            "checkpoints": list(checkpoints_of(prepared.upscaler)),
             "job": {**prepared.identity, "settings": prepared.settings},
         },
     )

@@ -122,7 +122,7 @@ def add_frame(
     tally.rings.add(estimate, truth)
     for found, true in zip(_planes(estimate, trial), _planes(truth, trial), strict=True):
         if min(true.shape) >= LEAST_SIDE:
-            tally.likeness.append(haarpsi(found, true, data_range=data_range))
+            tally.likeness.append(haarpsi(found, true, data_range=data_range, halve=False))
     to_unit = trial.scan.intensity.to_unit
     again = trial.degraded(to_unit(estimate))
     tally.coarse += agreement(again, to_unit(low), data_range=1.0, similarity=False)[0]

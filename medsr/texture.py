@@ -36,7 +36,7 @@ class Texture:
     Attributes:
         noise: robust standard deviation of the finest detail along both diagonals, unit intensity. Of white noise on a
             smooth scene it is the noise's own; sharp structure at the limit of the sampling counts too.
-        slope: b of the spectrum f^-b: power over frequency, log-log. Near 0: noise only; 2 to 4: most scans; more: blur.
+        slope: b of the spectrum f^-b: power over frequency, log-log. Near 0: noise; 1 to 4: scans; more: blur.
         foreground: share of samples above `foreground_threshold`.
     """
 

@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from medsr.scan import Factor, Scan
 from medsr.stages import Stages
 
-__all__ = ["Composed", "Placed", "Run", "Staged", "Upscaler", "describe", "fingerprint", "has_stages"]
+__all__ = [
+    "Composed",
+    "Placed",
+    "Run",
+    "Staged",
+    "Trained",
+    "Upscaler",
+    "checkpoints_of",
+    "describe",
+    "fingerprint",
+    "has_stages",
+]
 
 Run = Callable[[Tensor], Tensor]
 """How an upscaler is run: (n, 1, *size) to (n, 1, *size * factor), float32, unit intensity."""
@@ -97,6 +108,29 @@ class Composed(Upscaler, Protocol):
             (n, 1, *size * factor), float32.
         """
         ...
+
+
+@runtime_checkable
+class Trained(Upscaler, Protocol):
+    """An Upscaler whose weights come from a checkpoint.
+
+    Attributes:
+        weights_sha256: of the weights.
+    """
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights."""
+        ...
+
+
+def checkpoints_of(upscaler: Upscaler) -> tuple[str, ...]:
+    """SHA-256 of the weights of every checkpoint in a method, in the order of its parts; (): it has none."""
+    if isinstance(upscaler, Trained):
+        return (upscaler.weights_sha256,)
+    if isinstance(upscaler, Composed):
+        return tuple(dict.fromkeys(found for part in upscaler.parts for found in checkpoints_of(part)))
+    return ()
 
 
 def has_stages(upscaler: Upscaler) -> bool:

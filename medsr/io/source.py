@@ -40,7 +40,7 @@ class Source:
     subject: str = ""
     url: str = field(default="", repr=False)
     version: str = ""
-    unnamed: bool = False
+    unnamed: bool = field(default=False, kw_only=True)
 
     @property
     def location(self) -> str:

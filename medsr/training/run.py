@@ -142,7 +142,7 @@ def _prepare(folder: Path, recipe: Recipe, place: Place, notes: Notes | None) ->
     """Open the scans, split them, and cut the crops to validate on."""
     shelf = Shelf(recipe)
     split = split_scans(recipe, shelf)
-    card = blank_card(split, recipe)
+    card = blank_card(split, recipe, shelf)
     if notes is not None:
         check_inputs(folder, notes, card.inputs, card.held_out)
     begun = None if notes is None else (notes.phase, notes.step)

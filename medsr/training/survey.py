@@ -25,6 +25,8 @@ from medsr.training.data import Portion, Shelf
 from medsr.training.errors import TrainingError
 from medsr.training.foreground import ForegroundMap
 from medsr.training.pairs import Match, figures_of, match_pair, rows_of, tied
+from medsr.training.texture import training_texture
+from medsr.trust.model_card import degradation_text
 from medsr.version import __version__
 
 __all__ = ["Facts", "Split", "blank_card", "split_scans"]
@@ -130,8 +132,9 @@ def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
     return replace(split, pairs=figures_of(order, line), rows=rows_of(order))
 
 
-def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
-    """The card of a training that has not begun: its inputs by hashes, its ranges, the software."""
+def blank_card(split: Split, recipe: Recipe, shelf: Shelf | None = None) -> TrainingCard:
+    """The card of a training that has not begun: its inputs by hashes, its ranges, the software; with a shelf, from
+    which scans are read, their texture."""
     facts, factor = split.facts, recipe.method.factor
     spacing = []
     for axis, f in enumerate(factor):
@@ -149,6 +152,9 @@ def blank_card(split: Split, recipe: Recipe) -> TrainingCard:
         inputs=inputs,
         held_out=held_out,
         pairs=split.pairs,
+        texture=None if shelf is None else training_texture(split.training, recipe, shelf),
+        degradation=degradation_text(recipe),
+        fixed_line=recipe.intensity.black is not None,
         versions={"medsr": __version__} | {name: found for name in PACKAGES if (found := _version(name)) is not None},
     )
 
@@ -163,8 +169,10 @@ def _inputs(portion: Portion, facts: Facts, recipe: Recipe) -> Iterator[Training
 
 
 def _input(source: Source, shape: tuple[int, ...]) -> TrainingInput:
-    name = hashlib.sha256(source.path.name.encode()).hexdigest()[:16]
-    return TrainingInput(name_hash=name, sha256=input_digest(source), shape=shape)
+    content = input_digest(source)
+    # With the content in it, nobody who lacks the scan can try names until one fits.
+    name = hashlib.sha256(f"{content} {source.path.name}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return TrainingInput(name_hash=name, sha256=content, shape=shape)
 
 
 def _usable(folder: Path, recipe: Recipe, shelf: Shelf) -> dict[Source, _Seen]:

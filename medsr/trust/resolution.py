@@ -163,7 +163,9 @@ def _crossing(curve: RingCurve, limit: NDArray[np.float64], *, usable: NDArray[n
     found = frc_resolution(seen, threshold=0.0)
     if found.reason.startswith("above"):
         finest = 1 / curve.limit
-        return replace(found, reason=f"finer than {finest:.4g} {curve.unit}, the finest period that this split can tell")
+        return replace(
+            found, reason=f"finer than {finest:.4g} {curve.unit}, the finest period that this split can tell"
+        )
     if found.reason:
         return replace(found, reason="nothing stands out from the noise")
     return found
