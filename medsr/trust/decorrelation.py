@@ -12,8 +12,9 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from medsr.frc import Resolution
+from medsr.trust.sharpness import unit_and_steps
 
-__all__ = ["Decorrelation", "decorrelation"]
+__all__ = ["Decorrelation", "decorrelation_analysis"]
 
 Array = NDArray[Any]
 
@@ -55,7 +56,7 @@ class Decorrelation:
         return Resolution(self.value, self.unit, self.reason)
 
 
-def decorrelation(
+def decorrelation_analysis(
     image: Array,
     *,
     spacing_um: Sequence[float | None] | None = None,
@@ -81,9 +82,7 @@ def decorrelation(
     """
     if image.ndim < 2:
         raise ValueError(f"image: expected (..., y, x), found shape {image.shape}")
-    spacing = tuple(spacing_um or (None, None))
-    unit = "sample" if None in spacing else "um"
-    steps = (1.0, 1.0) if unit == "sample" else tuple(float(s or 1.0) for s in spacing)
+    unit, steps = unit_and_steps(spacing_um)
     if min(image.shape[-2:]) < SMALLEST:
         reason = f"an axis has {min(image.shape[-2:])} samples, at least {SMALLEST} are needed"
         return Decorrelation(math.nan, unit, reason, math.nan, math.nan)
@@ -127,9 +126,11 @@ class _Rings:
                 raise ValueError("image: expected finite values, found NaN or infinity; give a region without holes")
             power += np.abs(scipy.fft.rfft2((values - values.mean()) * window)) ** 2
         power /= len(planes)
-        sums = [np.bincount(ring, (weight * x).ravel(), BINS) for x in (radius, np.ones(()), np.sqrt(power), power)]
-        used = sums[1] > 0
-        return _Rings(sums[0][used] / sums[1][used], *(s[used] for s in sums[1:]))
+        parts = (radius, np.ones(()), np.sqrt(power), power)
+        sums = np.stack([np.bincount(ring, (weight * x).ravel(), BINS) for x in parts])
+        count = sums[1]
+        used = count > 0
+        return _Rings(sums[0, used] / count[used], count[used], sums[2, used], sums[3, used])
 
     def curve(self, radii: NDArray[np.float64], strength: float | None) -> NDArray[np.float64]:
         """d(r) for the image under the high-pass filter 1 - exp(-2 g² r²); None: no filter."""

@@ -12,7 +12,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy import ndimage, signal, stats
 
-__all__ = ["EdgeSharpness", "NoisePower", "noise_power", "slanted_edge_mtf"]
+__all__ = ["EdgeSharpness", "NoisePower", "noise_power", "slanted_edge_mtf", "unit_and_steps"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -108,7 +108,7 @@ def slanted_edge_mtf(region: Array, *, spacing_um: Sequence[float | None] | None
     """
     if region.ndim != 2:
         raise ValueError(f"region: expected a plane (y, x), found shape {region.shape}; give one plane")
-    unit, steps = _units(spacing_um)
+    unit, steps = unit_and_steps(spacing_um)
     values = np.asarray(region, np.float64)
     known = np.isfinite(values)
     if min(values.shape) < LEAST_ROWS or known.mean() < 0.5:
@@ -123,7 +123,8 @@ def slanted_edge_mtf(region: Array, *, spacing_um: Sequence[float | None] | None
     return _measured(values, line, steps, unit)
 
 
-def _units(spacing_um: Sequence[float | None] | None) -> tuple[str, tuple[float, float]]:
+def unit_and_steps(spacing_um: Sequence[float | None] | None) -> tuple[str, tuple[float, float]]:
+    """ "um" and the spacings along y and x; "sample" and ones where one is unknown."""
     known = [float(s) for s in spacing_um or () if s is not None]
     return ("um", (known[0], known[1])) if len(known) == 2 else ("sample", (1.0, 1.0))
 
@@ -200,7 +201,7 @@ def _measured(values: Floats, line: tuple[float, float], steps: tuple[float, flo
         return EdgeSharpness(math.nan, unit, "too few samples about the edge; give a larger region, or one less turned")
     place = (np.arange(bins) + 0.5 - bins // 2) * width
     filled = counts > 0
-    spread = np.interp(place, place[filled], np.bincount(at[use], values[use], bins)[filled] / counts[filled])
+    spread: Floats = np.asarray(np.interp(place, place[filled], np.bincount(at[use], values[use], bins)[filled] / counts[filled]), np.float64)
     frequency, mtf = _transfer(spread, width, across)
     below = np.flatnonzero(mtf < 0.5)
     if not below.size:
@@ -259,7 +260,7 @@ def noise_power(
             "expected an image (..., y, x), a mask of its shape, a region of at least 8 samples and a share in (0, 1]; "
             f"found {flat.shape}, {None if mask is None else mask.shape}, {roi} and {share}"
         )
-    unit, steps = _units(spacing_um)
+    unit, steps = unit_and_steps(spacing_um)
     found = [(float(v.var()), corner, m) for corner, v, m in _regions(flat, mask, roi)]
     if not found:
         return NoisePower(math.nan, unit, f"no flat region of {roi} x {roi} samples without NaN; give a smaller roi")

@@ -1,4 +1,4 @@
-"""Resolution before and after: one row for each measure, in micrometers, of a coarse scan, its estimate and the truth."""
+"""Resolution before and after in micrometers: a row for each measure of a coarse scan, its estimate and the truth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from medsr.frc import Resolution, frc_curve, frc_resolution
 from medsr.scan import Factor, Region, Scan
-from medsr.trust.decorrelation import decorrelation
+from medsr.trust.decorrelation import decorrelation_analysis
 from medsr.trust.resolution import fsc_sectors, one_image_frc
 
 __all__ = ["ResolutionRow", "resolution_table"]
@@ -72,7 +72,7 @@ def resolution_table(scan_low: Scan, scan_estimate: Scan, truth: Scan | None = N
     scans = [(low, scan_low), (estimate, scan_estimate)] + ([] if truth is None or true is None else [(true, truth)])
     rows = [
         _row("sampling limit", "yx", [_limit(scan, "yx") for _, scan in scans]),
-        _row("one-image FRC", "yx", [_one_image(values, scan) for values, scan in scans]),
+        _row("one-image FRC", "yx", [_one_image(v, scan, computed=scan is scan_estimate) for v, scan in scans]),
         _row("decorrelation", "yx", [_decorrelated(values, scan, "yx") for values, scan in scans]),
     ]
     if low.shape[0] > 1:
@@ -94,13 +94,18 @@ def _factor(low: Scan, estimate: Scan, truth: Scan | None) -> Factor:
     )
     if not fits or low.grid.axes[-2:] != ("y", "x") or (truth is not None and truth.shape != estimate.shape):
         found = (low.shape, estimate.shape, None if truth is None else truth.shape)
-        raise ValueError(f"expected scans (..., y, x), the estimate's shape a multiple, the truth's equal; found {found}")
+        raise ValueError(
+            f"expected scans (..., y, x), the estimate's shape a multiple, the truth's equal; found {found}"
+        )
     return tuple(e // n for e, n in zip(estimate.shape, low.shape, strict=True))
 
 
 def _liveliest(scan: Scan, factor: Factor) -> Region:
     """The region of the coarse scan that is measured: about the window of the greatest standard deviation."""
-    size = [SIDE // f if a in ("y", "x") else DEPTH // f if a == "z" else 1 for a, f in zip(scan.grid.axes, factor, strict=True)]
+    size = [
+        SIDE // f if a in ("y", "x") else DEPTH // f if a == "z" else 1
+        for a, f in zip(scan.grid.axes, factor, strict=True)
+    ]
     size = [max(1, min(s, n)) for s, n in zip(size, scan.shape, strict=True)]
     middle = [n // 2 for n in scan.shape]
     middle[:-2] = [n // 2 if a == "z" else 0 for a, n in zip(scan.grid.axes[:-2], scan.shape[:-2], strict=True)]
@@ -138,8 +143,14 @@ def _limit(scan: Scan, along: str) -> Resolution:
     return Resolution(2.0, "sample") if y is None or x is None else Resolution(2 * max(y, x), "um")
 
 
-def _one_image(values: Volume, scan: Scan) -> Resolution:
-    return one_image_frc(values, spacing_um=_spacing(scan)[1:]).resolution
+def _one_image(values: Volume, scan: Scan, *, computed: bool) -> Resolution:
+    found = one_image_frc(values, spacing_um=_spacing(scan)[1:])
+    if not computed or found.independence.reason:
+        return found.resolution
+    # Noise that a method invented may look white; its samples were still computed from the coarse ones.
+    measured = f"neighbors correlate by {found.independence.correlation:.2f}"
+    reason = f"invalid: samples are not independent (computed from the coarse scan; {measured})"
+    return Resolution(math.nan, found.unit, reason)
 
 
 def _decorrelated(values: Volume, scan: Scan, along: str) -> Resolution:
@@ -147,9 +158,9 @@ def _decorrelated(values: Volume, scan: Scan, along: str) -> Resolution:
     if not np.isfinite(values).all():
         return Resolution(math.nan, "sample" if None in (y, x) else "um", "the region has holes")
     if along == "yx":
-        return decorrelation(values, spacing_um=(y, x)).resolution
+        return decorrelation_analysis(values, spacing_um=(y, x)).resolution
     sections = values.swapaxes(0, 1)  # (y, z, x)
-    return decorrelation(sections, spacing_um=(z, x), sector=(0, CONE)).resolution
+    return decorrelation_analysis(sections, spacing_um=(z, x), sector=(0, CONE)).resolution
 
 
 def _against(true: Volume, low: Volume, estimate: Volume, scan: Scan) -> list[ResolutionRow]:
