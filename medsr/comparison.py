@@ -33,6 +33,10 @@ SIDE = {2: 32, 3: 12}
 """Coarse samples of a training patch along each refined axis, where the budget's patch does not fit the factor."""
 
 
+CORRECTED = 4
+"""Pixel steps for each step in which an ikc method learns to find the blur: these cost several estimates each."""
+
+
 class BudgetData(DataRecipe):
     """What is learned from; patches that suit small networks and a CPU."""
 
@@ -227,7 +231,7 @@ def budgeted(
         else:
             training = training.model_copy(update=steps)
     if isinstance(method, IkcRecipe) and budget.degradation.blur_varies:
-        training = training.model_copy(update={"correction_steps": training.pixel_steps})
+        training = training.model_copy(update={"correction_steps": max(1, training.pixel_steps // CORRECTED)})
     return Recipe(
         method=method,
         data=data,

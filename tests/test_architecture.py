@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "transforms": (6, ("transforms",)),
     "report": (6, ("report",)),
     "comparison": (6, ("comparison",)),
-    "checkpoint": (5, ("checkpoint", "card", "blending", "blur")),
+    "checkpoint": (5, ("checkpoint", "card", "texture", "blending", "blur")),
     "trust": (5, ("trust",)),
     "recipe": (4, ("recipe",)),
     "batch": (
