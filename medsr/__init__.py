@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from medsr.engines import ENGINES, EngineChoice, EngineName, choose_engine
     from medsr.evaluation import EvaluationReport, evaluate
     from medsr.io import Source, find_scans, read_scan
+    from medsr.io.pseudonyms import Pseudonyms
     from medsr.job import OutputOptions
     from medsr.library import Library, build_library, load_library
     from medsr.methods import (
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         SRResNet,
         UnetDiscriminator,
         interpolate,
+        is_foreign,
         load_foreign,
     )
     from medsr.metrics import (
@@ -114,6 +116,7 @@ if TYPE_CHECKING:
     from medsr.surface import SurfaceParameters, surface_parameters
     from medsr.training import TrainingError, train
     from medsr.transforms import LoadScand, RandDegraded, RandPatchd, ScanReader
+    from medsr.trust import Provenance, provenance_of, render_card, resolution_table, verify
     from medsr.upscaler import Upscaler
     from medsr.upscaling import upscale, upscaled_blocks
 
@@ -179,6 +182,8 @@ __all__ = [
     "OutputOptions",
     "PatchDiscriminator",
     "PoissonGaussian",
+    "Provenance",
+    "Pseudonyms",
     "RRDBNet",
     "RandDegraded",
     "RandPatchd",
@@ -233,6 +238,7 @@ __all__ = [
     "gmsd",
     "haarpsi",
     "interpolate",
+    "is_foreign",
     "load_checkpoint",
     "load_config",
     "load_foreign",
@@ -240,8 +246,11 @@ __all__ = [
     "load_upscaler",
     "matlab_imresize",
     "nrmse",
+    "provenance_of",
     "psnr_db",
     "read_scan",
+    "render_card",
+    "resolution_table",
     "sample_path",
     "save_checkpoint",
     "simulate_low_dose",
@@ -251,6 +260,7 @@ __all__ = [
     "upscale",
     "upscale_folder",
     "upscaled_blocks",
+    "verify",
     "widefield_fwhm_um",
 ]
 
@@ -272,12 +282,14 @@ _ROOMS = {
     "engines": "ENGINES EngineChoice EngineName choose_engine",
     "evaluation": "EvaluationReport evaluate",
     "io": "Source find_scans read_scan",
+    "io.pseudonyms": "Pseudonyms",
     "job": "OutputOptions",
     "library": "Library build_library load_library",
     "methods": (
         "DFCAN INTERPOLATIONS RCAN UNTRAINED Consistent Cubic Edges EdgesWithDetail Ensemble EspcnNetwork "
         "Exemplars FastNetwork FsrcnnNetwork IkcNetwork Lanczos Leveled Linear PatchDiscriminator RRDBNet "
-        "SRResNet ScnNetwork SelfExemplars SrganDiscriminator UnetDiscriminator interpolate load_foreign"
+        "SRResNet ScnNetwork SelfExemplars SrganDiscriminator UnetDiscriminator interpolate is_foreign "
+        "load_foreign"
     ),
     "metrics": (
         "Resolution RingCurve agreement consistency_db foreground_mask frc_curve frc_resolution frc_um nrmse "
@@ -297,6 +309,7 @@ _ROOMS = {
     "surface": "SurfaceParameters surface_parameters",
     "training": "TrainingError train",
     "transforms": "LoadScand RandDegraded RandPatchd ScanReader",
+    "trust": "Provenance provenance_of render_card resolution_table verify",
     "upscaler": "Upscaler",
     "upscaling": "upscale upscaled_blocks",
 }

@@ -97,8 +97,8 @@ def asked_for(
         raise ArgumentError(f"--preset: expected quantitative, found {preset!r}")
     wanted = None if factor is None else factor_of(factor)
     said = None if degradation is None else medsr.load_config(degradation, medsr.DegradationRange)
-    trained = [_run(path, wanted) for path in checkpoints]
-    parts: list[Upscaler] = [*trained]
+    parts = [_run(path, wanted) for path in checkpoints]
+    trained = [part for part in parts if isinstance(part, medsr.TrainedUpscaler)]
     if method is not None:
         parts = [_untrained(method, wanted, library)]
     upscaler = parts[0]
@@ -116,7 +116,13 @@ def asked_for(
     return Asked(upscaler, check, expected, learned, line, trained[0].recipe.data.registration)
 
 
-def _run(path: Path, factor: Factor | None) -> medsr.TrainedUpscaler:
+def _run(path: Path, factor: Factor | None) -> Upscaler:
+    """The upscaler of a run, a checkpoint, or a published file of weights."""
+    if medsr.is_foreign(path):
+        foreign = medsr.load_foreign(path)
+        if factor is not None and foreign.factor != factor:
+            raise ArgumentError(f"{path}: expected a network of factor {factor}, found {foreign.factor}; drop --factor")
+        return foreign
     trained = medsr.load_upscaler(path, factor=factor)
     if trained.path.name == "last.ckpt" and trained.path != path:
         typer.echo(f"{trained.path}: taken, for this run has no best.ckpt", err=True)

@@ -38,8 +38,9 @@ __all__ = [
     "save_checkpoint",
 ]
 
-FORMAT = 1
-"""Version of what is written beside the weights; a higher one comes from a newer medsr."""
+FORMAT = 2
+"""Version of what is written beside the weights; a higher one comes from a newer medsr. It rises with every field or
+choice that recipe or card gain, for an older medsr knows none of them; lower ones can be read."""
 
 KEPT_OUT = Path("not-kept")
 """What stands for a path in a checkpoint: folder names can hold a patient's name."""

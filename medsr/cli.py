@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 import medsr
-from medsr.arguments import ArgumentError, amount, asked_for, engine_named, factor_of, need_paths, series_of, share_of
+from medsr.arguments import ArgumentError, amount, asked_for, engine_named, need_paths, series_of, share_of
+from medsr.commands import blend, card, compare, estimate_blur
 from medsr.options import (
     Blur,
     Checkpoints,
@@ -21,6 +22,7 @@ from medsr.options import (
     Device,
     EnsembleOption,
     FactorOption,
+    Key,
     Library,
     Memory,
     MethodOption,
@@ -37,9 +39,7 @@ from medsr.screen import (
     facts,
     live,
     manners,
-    print_blurs,
     print_facts,
-    print_means,
     print_scores,
     print_table,
 )
@@ -173,6 +173,7 @@ def upscale(
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", metavar="ADDRESS", help="A running Dask cluster fills the shards.")
     ] = None,
+    pseudonymize: Key = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, memory and size; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results made in another way.")] = False,
     overrides: Annotated[
@@ -216,6 +217,7 @@ def upscale(
                 dry_run=dry_run,
                 overwrite=overwrite,
                 check=asked.check,
+                pseudonyms=None if pseudonymize is None else medsr.Pseudonyms(pseudonymize),
                 note=note,
                 tick=tick,
             )
@@ -240,6 +242,7 @@ def evaluate(
     memory: Memory = None,
     device: Device = "auto",
     series: Series = None,
+    pseudonymize: Key = None,
     debug: Debug = False,
 ) -> None:
     """Degrade scans, upscale them again and measure: DIR/scores.csv and a picture a scan, cubic beside the method.
@@ -280,6 +283,7 @@ def evaluate(
                     out=out,
                     degradation=asked.degradation,
                     trained_on=asked.trained_on,
+                    pseudonyms=None if pseudonymize is None else medsr.Pseudonyms(pseudonymize),
                     series=series_of(series),
                     memory=budget,
                     device=device,
@@ -291,104 +295,9 @@ def evaluate(
         raise typer.Exit(report.exit_code)
 
 
-@app.command()
-def compare(
-    ctx: typer.Context,
-    paths: Paths,
-    methods: Annotated[
-        str, typer.Option("--methods", metavar="NAMES", help="Such as cubic,edges,srresnet,srgan; all of one factor.")
-    ],
-    out: Out,
-    factor: FactorOption = "2,2",
-    runs: Annotated[
-        Path | None, typer.Option("--runs", metavar="DIR", help="Folder of the run folders of trained methods.")
-    ] = None,
-    train_on: Annotated[
-        Path | None,
-        typer.Option("--train", metavar="SCANS", help="Train small versions of methods without a run on these scans."),
-    ] = None,
-    steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Steps of the pixel phase of each such training.")
-    ] = 2000,
-    degradation: Blur = None,
-    library: Library = None,
-    memory: Memory = None,
-    device: Device = "auto",
-    series: Series = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the trainings, such as training.batch=16."),
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Measure methods side by side: DIR/scores.csv, and for each scan a picture with the same crop of all."""
-    with manners(debug or ctx.obj):
-        need_paths([*paths, *([] if train_on is None else [train_on])])
-        budget = None
-        if train_on is not None:
-            changes = [f"data.folder={json.dumps(str(train_on))}", f"training.pixel_steps={steps}", *(overrides or ())]
-            budget = medsr.apply_overrides(medsr.Budget, changes)
-        elif overrides:
-            raise ArgumentError("--set: expected --train SCANS beside it, for nothing else is set here")
-        names, wanted, bytes_held = methods.replace(" ", "").split(","), factor_of(factor or "2,2"), amount(memory)
-        said = None if degradation is None else medsr.load_config(degradation, medsr.DegradationRange)
-        more = {} if library is None else {"exemplars": medsr.Exemplars(wanted, medsr.load_library(library))}
-        with live() as (note, tick):
-            report = medsr.compare(
-                paths,
-                [name for name in names if name not in more],
-                out=out,
-                factor=wanted,
-                runs=runs,
-                budget=budget,
-                more=more,
-                degradation=said,
-                series=series_of(series),
-                memory=bytes_held,
-                device=device,
-                note=note,
-                tick=tick,
-            )
-        print_means(report.summary())
-        typer.echo(f"scores: {out / 'scores.csv'}; a picture of each scan beside it")
-        raise typer.Exit(report.exit_code)
-
-
-@app.command()
-def blend(
-    ctx: typer.Context,
-    first: Annotated[Path, typer.Argument(metavar="A", help="Run or checkpoint trained on pixels.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Run or checkpoint that went on from A's weights.")],
-    alpha: Annotated[float, typer.Option("--alpha", min=0, max=1, help="0: all of A; 1: all of B.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The blended checkpoint, a file.")],
-    debug: Debug = False,
-) -> None:
-    """Blend the weights of two runs: from faithful (A) to crisp (B)."""
-    with manners(debug or ctx.obj):
-        need_paths([first, second])
-        made = medsr.blend_checkpoints(first, second, alpha=alpha, out=out)
-        typer.echo(f"checkpoint: {made}")
-
-
-@app.command("estimate-blur")
-def estimate_blur(
-    ctx: typer.Context,
-    paths: Paths,
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", metavar="RUN", help="Run of an ikc method.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the table as CSV, beside printing it.")
-    ] = None,
-    series: Series = None,
-    debug: Debug = False,
-) -> None:
-    """Estimate the blur of scans: its width in coarse samples and micrometers, and how far patches agree."""
-    with manners(debug or ctx.obj):
-        need_paths(paths)
-        report = medsr.estimate_blurs(paths, checkpoint, out=out, series=series_of(series))
-        print_blurs(report.rows)
-        for scan, reason in report.failed:
-            typer.echo(f"{scan}: failed: {reason}", err=True)
-        raise typer.Exit(report.exit_code)
+for verb in (compare, card, blend):
+    app.command()(verb)
+app.command("estimate-blur")(estimate_blur)
 
 
 @config_app.command()

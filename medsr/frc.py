@@ -214,7 +214,6 @@ def frc_curve(
     *,
     axes: Sequence[int] | None = None,
     spacing_um: Sequence[float | None] | None = None,
-    sector: tuple[int, float, float] | None = None,
 ) -> RingCurve:
     """Fourier ring correlation of two planes, or shell correlation of two stacks.
 
@@ -225,7 +224,6 @@ def frc_curve(
         first, second: same shape.
         axes: axes the frequency is measured along, such as (-2, -1) for a stack plane by plane; None: all.
         spacing_um: distance of samples for each of `axes`; None or an unknown entry: cycles per sample.
-        sector: as in `FourierRings`.
 
     Raises:
         ValueError: the shapes differ.
@@ -235,7 +233,7 @@ def frc_curve(
     along = tuple(a % first.ndim for a in (range(first.ndim) if axes is None else axes))
     known = np.isfinite(first) & np.isfinite(second)
     block = None if known.all() else hole_free_block(known, along)
-    rings = FourierRings(first.shape, axes=along, spacing_um=spacing_um, block=block, sector=sector)
+    rings = FourierRings(first.shape, axes=along, spacing_um=spacing_um, block=block)
     rings.add(first, second)
     return rings.curve()
 

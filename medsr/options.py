@@ -15,6 +15,7 @@ __all__ = [
     "Device",
     "EnsembleOption",
     "FactorOption",
+    "Key",
     "Library",
     "Memory",
     "MethodOption",
@@ -67,6 +68,14 @@ FactorOption = Annotated[
     str | None, typer.Option("--factor", metavar="2,2", help="How much finer each axis gets, slowest first.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda or cuda:1.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--pseudonymize",
+        metavar="KEYFILE",
+        help="Name results by pseudonyms of this secret key; made if absent.",
+    ),
+]
 Series = Annotated[str | None, typer.Option("--series", help="Which series of a file that holds several.")]
 Memory = Annotated[
     str | None, typer.Option("--memory", metavar="1.5GB", help="Most memory to use; half of the machine's if not said.")

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "medsr"
 
 ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "command line": (8, ("cli", "arguments", "options", "screen")),
+    "command line": (8, ("cli", "commands", "arguments", "options", "screen")),
     "door": (7, ("__init__",)),
     "training": (6, ("training",)),
     "transforms": (6, ("transforms",)),
@@ -60,6 +60,7 @@ SIDEWAYS = {
     ("metrics", "scan"),
     ("pictures", "scan"),
     ("comparison", "training"),
+    ("trust", "checkpoint"),
     ("training", "transforms"),
     ("transforms", "training"),
 }

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import medsr
@@ -520,3 +521,36 @@ def test_a_blur_is_not_asked_of_a_method_that_cannot_find_one(scans: Path, tmp_p
     result = call("estimate-blur", scans, "--checkpoint", tmp_path / "a.ckpt")
     assert result.exit_code == 2
     assert "method.kind: ikc" in result.output
+
+
+def test_a_published_file_of_weights_is_a_checkpoint(scans: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = medsr.RRDBNet((2, 2), channels=3, features=8, blocks=1, growth=4, published=True)
+    save_file(dict(network.state_dict()), tmp_path / "net.safetensors")
+    done = call("upscale", scans / "field.ome.tif", "--checkpoint", tmp_path / "net.safetensors", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert medsr.read_scan(tmp_path / "field.ome.zarr").shape == (40, 48)
+    weights = dict(network.state_dict())
+    weights["conv_first.weight"] = weights["conv_first.weight"] * torch.nan
+    save_file(weights, tmp_path / "broken.safetensors")
+    bad = call("upscale", scans, "--checkpoint", tmp_path / "broken.safetensors", "--out", tmp_path / "out")
+    assert bad.exit_code == 2
+    assert "expected finite weights" in bad.output
+
+
+def test_names_are_hidden_and_a_card_is_printed(scans: Path, run: Path, tmp_path: Path) -> None:
+    (scans / "field.ome.tif").rename(scans / "MILLER_ANNA.ome.tif")
+    key = tmp_path / "secret.key"
+    words = ("--method", "cubic", "--factor", "2,2", "--pseudonymize", key)
+    done = call("upscale", scans, *words, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    measured = call("evaluate", scans, *words, "--out", tmp_path / "scores")
+    assert measured.exit_code == 0, measured.output
+    assert "MILLER" not in done.output + measured.output
+    written = [path for folder in ("out", "scores") for path in (tmp_path / folder).rglob("*")]
+    assert written
+    assert not any("MILLER" in str(path) or (path.is_file() and b"MILLER" in path.read_bytes()) for path in written)
+    shown = call("card", run)
+    assert shown.exit_code == 0, shown.output
+    assert "not for diagnosis" in shown.output.lower()
+    assert call("card", run, "--html").output.lstrip().startswith("<")

@@ -91,8 +91,8 @@ def test_area_without_kernel_is_the_block_mean():
 def test_point_sampling_skips_samples():
     high = torch.rand(1, 1, 9, 8)
     low = Degradation((3, 2), sampling="point").mean(high)
-    between = (high[..., 0::2] + high[..., 1::2])[..., 1::3, :] / 2
-    torch.testing.assert_close(low, between)
+    lines = Degradation((1, 2), sampling="point").mean(high)
+    torch.testing.assert_close(low, lines[..., 1::3, :])  # of three lines the middle one, and no other
 
 
 def test_mean_equals_direct_filtering():
@@ -286,3 +286,20 @@ def test_every_public_name_is_there():
     with pytest.raises(AttributeError, match="no attribute 'Blur'"):
         room.Blur  # noqa: B018
     assert Weights(np.ones(3), np.ones(5)).arrays[1].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5])
+def test_point_sampling_is_no_antialias(factor):
+    """White noise keeps its variance, and a wave above the coarse band comes back as its alias, as strong as it was."""
+    degradation = Degradation((factor, factor), sampling="point")
+    noise = torch.randn(1, 1, 60 * factor, 60 * factor, generator=torch.Generator().manual_seed(0))
+    low = degradation.mean(noise)
+    assert float(low.var()) > 0.8
+    assert Degradation((factor, factor)).mean(noise).var() < 1.1 / factor**2
+    places = torch.arange(60 * factor, dtype=torch.float64)
+    wave = torch.cos(2 * math.pi * 0.4 * places).expand(1, 1, 8 * factor, -1)
+    middle = degradation.mean(wave)[0, 0, 4, 10:-10]
+    expected = torch.cos(2 * math.pi * 0.4 * (factor * torch.arange(60, dtype=torch.float64) + (factor - 1) / 2))[
+        10:-10
+    ]
+    assert float((middle - expected).abs().max()) < 0.03

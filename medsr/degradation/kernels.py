@@ -16,6 +16,9 @@ __all__ = ["Airy", "FineGrid", "Gaussian", "Kernel", "Part", "Weights"]
 
 Array = NDArray[np.float64]
 
+AIRY_FWHM = 0.5144938
+"""Full width at half maximum of the Airy pattern in units of wavelength / na: it is 1/2 at v = 1.6163399."""
+
 NARROWEST_ROTATED = 0.35  # sd in fine samples below which a ridge at an angle would be sampled as a staircase
 
 
@@ -233,6 +236,21 @@ class Airy:
     def __post_init__(self) -> None:
         if not (self.na > 0 and self.wavelength_um > 0 and (self.radius_um is None or self.radius_um > 0)):
             raise ValueError(f"expected na, wavelength_um and radius_um above 0, found {self}")
+
+    @classmethod
+    def of_fwhm(cls, fwhm_um: float, *, axial_fwhm_um: float | None = None) -> Self:
+        """The pattern of a full width at half maximum in the plane, micrometers, by its ratio of wavelength to aperture
+        alone.
+
+        Raises:
+            ValueError: the width is not above 0.
+        """
+        return cls(1.0, fwhm_um / AIRY_FWHM, axial_fwhm_um=axial_fwhm_um)
+
+    @property
+    def fwhm_um(self) -> float:
+        """Full width at half maximum in the plane, micrometers."""
+        return AIRY_FWHM * self.wavelength_um / self.na
 
     def parts(self, grid: FineGrid) -> tuple[Part, ...]:
         """Weights out to `radius_um`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
@@ -34,6 +35,9 @@ SECOND_DRAWS = 9
 
 SCANNING_DRAWS = 2
 """Random numbers the noise of scanning needs: its variance, and the share of lost samples."""
+
+ALMOST_ALONG = 1e-9
+"""Of half a turn: an angle that is no axis, and no other than one for all else."""
 
 RESIZINGS: tuple[Resizing, ...] = ("area", "linear", "cubic")
 """How a first pass may have been resized (Wang et al. 2021, section 3.1)."""
@@ -203,15 +207,31 @@ class DegradationRange(BaseModel):
         """
         return self._at([*MIDDLE, *MIDDLE, 0.5, 0.5, 0.5], factor, spacing_um)
 
-    def widest(self) -> DegradationRange:
-        """The range of its widest blurs alone: what a margin around a patch has to allow for."""
+    def reach(self, factor: Factor, spacing_um: Spacing | None = None) -> tuple[int, ...]:
+        """The largest halo a degradation of the range can have: what a margin around a patch has to allow for.
 
-        def ends(part: DegradationRange | SecondOrderRange) -> dict[str, Range]:
-            ranges = {name: getattr(part, name) for name in ("fwhm_um", "fwhm_samples", "axial_fwhm_um")}
-            return {name: (width[1], width[1]) for name, width in ranges.items() if width is not None}
+        Arguments as in `sample`. Round or turned, equal axes have equal reach.
 
-        second = None if self.second is None else self.second.model_copy(update=ends(self.second))
-        return self.model_copy(update={**ends(self), "second": second})
+        Returns:
+            coarse samples for each axis of the factor.
+
+        Raises:
+            ValueError: a width is in micrometers and the spacing of its axis is unknown.
+        """
+        counts, kinds = [0.5], [0.5]
+        turned = self.anisotropy > 1
+        if self.second is not None:
+            counts = _fractions(self.second.between, validate_factor(factor))
+            kinds = [(i + 0.5) / len(RESIZINGS) for i in range(len(RESIZINGS))]
+            turned = turned or self.second.anisotropy > 1
+        halos = []
+        # Along an axis a blur reaches furthest where its larger width lies on it; exactly on it, a narrow one is not
+        # widened as at an angle (Gaussian.angle_deg), hence the hair's breadth beside.
+        for angle in (ALMOST_ALONG, 0.5 + ALMOST_ALONG) if turned else (0.0,):
+            wide = (1.0, 1.0, 1.0, angle, 0.5, 0.5)
+            for count, kind in itertools.product(counts, kinds):
+                halos.append(self._at([*wide, *wide, count, kind, 0.5], factor, spacing_um).halo)
+        return tuple(max(axis) for axis in zip(*halos, strict=True))
 
     def _at(self, draw: list[float], factor: Factor, spacing_um: Spacing | None) -> Degradation | SecondOrder:
         """The degradation at the fractions (width, axial width, anisotropy, angle, photons, read noise), and with a
@@ -303,12 +323,25 @@ def _scanning(levels: DegradationRange, draw: list[float], detector: Noise | Non
 
 def _count(between: Range, fraction: float, factor: int) -> int:
     """Samples between the passes for each coarse one: every whole number of the range as likely as the others."""
+    least, most = _counts(between, factor)
+    return least + min(int(fraction * (most - least + 1)), most - least)
+
+
+def _counts(between: Range, factor: int) -> tuple[int, int]:
+    """The fewest and the most samples between the passes for each coarse one."""
     if factor == 1:
-        return 1
+        return 1, 1
     least, most = max(1, math.ceil(between[0] * factor - 1e-9)), math.floor(between[1] * factor + 1e-9)
     if least > most:  # no whole number in the range: the one nearest to its middle
-        return max(1, round((between[0] + between[1]) / 2 * factor))
-    return least + min(int(fraction * (most - least + 1)), most - least)
+        least = most = max(1, round((between[0] + between[1]) / 2 * factor))
+    return least, most
+
+
+def _fractions(between: Range, factor: Factor) -> list[float]:
+    """Fractions that give every set of counts, one an axis, which can be drawn."""
+    sizes = {most - least + 1 for least, most in (_counts(between, f) for f in factor)}
+    cuts = sorted({i / size for size in sizes for i in range(size)} | {1.0})
+    return [(a + b) / 2 for a, b in itertools.pairwise(cuts)]
 
 
 def _between(range_: Range | None, fraction: float, *, logarithmic: bool = False) -> float | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medsr.methods.espcn import EspcnNetwork
     from medsr.methods.exemplars import Exemplars, SelfExemplars
     from medsr.methods.fast import FastNetwork
-    from medsr.methods.foreign import load_foreign
+    from medsr.methods.foreign import is_foreign, load_foreign
     from medsr.methods.fsrcnn import FsrcnnNetwork
     from medsr.methods.ikc import IkcNetwork
     from medsr.methods.interpolation import INTERPOLATIONS, Cubic, Lanczos, Linear, interpolate
@@ -61,10 +61,12 @@ __all__ = [
     "SrganDiscriminator",
     "UnetDiscriminator",
     "interpolate",
+    "is_foreign",
     "learn_profiles",
 ]
 
 _ROOMS = {
+    "is_foreign": "foreign",
     "NATURAL": "profile_map",
     "ProfileMap": "profile_map",
     "SCANS": "profile_map",

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medsr.scan import Scan
     from medsr.upscaler import Run, Upscaler
 
-__all__ = ["ForeignFileError", "ForeignUpscaler", "load_foreign", "load_weights"]
+__all__ = ["ForeignFileError", "ForeignUpscaler", "is_foreign", "load_foreign", "load_weights"]
 
 WRAPPERS = ("params_ema", "params-ema", "params", "state_dict")
 """Under which published files keep their weights, the best first."""
@@ -148,7 +148,25 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise ForeignFileError(
             f"{path}: expected weights by name, found {type(found).__name__}; give a published file of weights"
         )
+    broken = [str(name) for name, value in found.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ForeignFileError(
+            f"{path}: expected finite weights, found NaN or infinity in {broken[0]}; take another copy of the file"
+        )
     return {str(name): value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is of the kinds that published weights come in, and was not written by medsr."""
+    if path.suffix not in (".safetensors", ".pth", ".pt") or not path.is_file():
+        return False
+    if path.suffix != ".safetensors":
+        return True
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return "medsr" not in (stored.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def _tensors_only(path: Path) -> object:

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,7 +40,7 @@ class SrresnetRecipe(NetworkRecipe):
     blocks: int = Field(16, ge=1, le=256, description="residual blocks (paper: 16)")
     norm: Norm = Field(
         "none",
-        description="none: bias-free and exact on flat fields, for quantitative data; batch: the paper's network",
+        description="none: bias-free and exact on flat fields, for quantitative data; batch: the paper's normalization",
     )
     head_kernel: int = Field(9, ge=3, le=15, description="width of the first convolution, odd (paper: 9)")
     tail_kernel: int = Field(9, ge=1, le=15, description="width of the last convolution, odd (paper: 9)")
@@ -52,6 +52,18 @@ class SrresnetRecipe(NetworkRecipe):
             raise ValueError(f"expected an odd width, so that the kernel has a center; found {value}")
         return value
 
+    published: bool = Field(
+        False,
+        description="true: the paper's layers as they stand: no interpolation is added, flat fields are not kept; "
+        "needs norm: batch",
+    )
+
+    @model_validator(mode="after")
+    def _of_the_paper(self) -> Self:
+        if self.published and self.norm != "batch":
+            raise ValueError(f"published: expected norm: batch, as the paper's layers have; found norm: {self.norm}")
+        return self
+
     def build(self) -> SRResNet:
         """The untrained network."""
         return SRResNet(
@@ -61,6 +73,7 @@ class SrresnetRecipe(NetworkRecipe):
             norm=self.norm,
             head_kernel=self.head_kernel,
             tail_kernel=self.tail_kernel,
+            residual=not self.published,
         )
 
     @classmethod

@@ -21,7 +21,7 @@ from medsr.training.survey import Split
 from medsr.training.validation import Crop
 from medsr.transforms import cut_patch
 
-__all__ = ["measure_halos"]
+__all__ = ["asks_for_a_measured_halo", "measure_halos"]
 
 log = logging.getLogger("medsr.training")
 
@@ -32,6 +32,11 @@ COUNT = 2
 """Crops of scans that were learned from, and as many of those held out."""
 
 
+def asks_for_a_measured_halo(recipe: Recipe) -> bool:
+    """Whether the halo of the weights is measured at the end of the run."""
+    return isinstance(recipe.method, AttentionRecipe) and recipe.method.halo != "exact"
+
+
 def measure_halos(
     folder: Path, recipe: Recipe, shelf: Shelf, split: Split, crops: Sequence[Crop], *, device: torch.device
 ) -> None:
@@ -39,9 +44,9 @@ def measure_halos(
 
     Measured on crops of scans that were learned from and of those held out, degraded by the middle of the recipe's
     range, where they show most; with real pairs on the held-out crops. Weights that are marked as finished are left
-    alone; those of a run that was stopped before this keep the exact reach of the layers.
+    alone; those of a run that was stopped before this have the exact reach of the layers until it is gone on with.
     """
-    if not isinstance(recipe.method, AttentionRecipe) or recipe.method.halo == "exact":
+    if not asks_for_a_measured_halo(recipe):
         return
     lows: list[Tensor] = []
     for name in (BEST, LAST, PIXEL):

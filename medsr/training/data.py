@@ -294,12 +294,10 @@ def window_of(largest: int) -> int:
 
 
 def _margin(recipe: Recipe, spacings: Sequence[tuple[float | None, ...] | None]) -> tuple[int, ...]:
-    """Coarse samples around a patch that its degradation looks at: of the widest blur in the range, a few turned ways;
-    at most WIDEST_MARGIN, beyond which a kernel holds next to nothing."""
-    factor, generator = recipe.method.factor, torch.Generator().manual_seed(0)
-    widest = recipe.degradation.widest()
-    halos = [widest.sample(generator, factor, spacing).halo for spacing in dict.fromkeys(spacings) for _ in range(8)]
-    return tuple(min(WIDEST_MARGIN, max(axis)) for axis in zip(*halos, strict=True))
+    """Coarse samples around a patch that its degradation may look at, whatever is drawn; at most WIDEST_MARGIN, beyond
+    which a kernel holds next to nothing."""
+    reaches = [recipe.degradation.reach(recipe.method.factor, spacing) for spacing in dict.fromkeys(spacings)]
+    return tuple(min(WIDEST_MARGIN, max(axis)) for axis in zip(*reaches, strict=True))
 
 
 def _turns(

@@ -71,10 +71,12 @@ def read_notes(run: Path) -> Notes | None:
 def check_same(run: Path, notes: Notes, recipe: Recipe, *, world: int) -> None:
     """Refuse to go on with another recipe, or on another number of processes; the numbers would be others.
 
+    A setting that did not exist when the run began counts as its default.
+
     Raises:
         TrainingError: names each difference.
     """
-    old, new = _flat(notes.recipe), _flat(plain_recipe(recipe))
+    old, new = _flat(_completed(notes.recipe, recipe)), _flat(plain_recipe(recipe))
     differ = [
         f"{key}: {old.get(key)!r} became {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -122,12 +124,27 @@ def check_inputs(
         TrainingError: says how many differ.
     """
     before, now = {*notes.inputs, *notes.held_out}, {*inputs, *held_out}
-    if (notes.inputs, notes.held_out) != (inputs, held_out):
+    if notes.inputs != inputs or (notes.held_out and notes.held_out != held_out):  # a run of old did not keep the latter
         raise TrainingError(
             f"{run}: expected the {len(before)} scans this run began with, found {len(now - before)} that are "
             f"new or changed and {len(before - now)} missing; bring them back (their names and order count too), or "
             "begin another run with --out"
         )
+
+
+def _completed(old: dict[str, Any], model: BaseModel) -> dict[str, Any]:
+    """An older recipe as plain data, with the settings it lacks at their defaults."""
+    done = dict(old)
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if name in old:
+            if isinstance(value, BaseModel) and isinstance(old[name], dict):
+                done[name] = _completed(old[name], value)
+        elif not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            plain = default.model_dump() if isinstance(default, BaseModel) else default
+            done[name] = json.loads(json.dumps(plain, default=str))
+    return done
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

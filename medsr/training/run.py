@@ -19,7 +19,7 @@ from medsr.methods.network import Network
 from medsr.recipe import AdversarialRecipe, IkcRecipe, Recipe
 from medsr.training.alternation import NotFiniteError
 from medsr.training.callbacks import Averaged, Keeper, RandomNumbers, Validation
-from medsr.training.context import measure_halos
+from medsr.training.context import asks_for_a_measured_halo, measure_halos
 from medsr.training.data import (
     PatchDataset,
     PatchLoader,
@@ -34,7 +34,7 @@ from medsr.training.errors import TrainingError
 from medsr.training.phases import AdversarialPhase, CorrectionPhase, Phase, PhaseName, PixelPhase
 from medsr.training.preflight import check_game, check_paths, is_out_of_memory
 from medsr.training.resume import RESUME, Notes, check_inputs, check_same, plain_recipe, read_notes
-from medsr.training.runfolder import BEST, LAST, PIXEL, claim_folder, finish_folder, keep_weights
+from medsr.training.runfolder import BEST, LAST, PIXEL, claim_folder, finish_folder, is_finished, keep_weights
 from medsr.training.runlog import Report, RunLog
 from medsr.training.survey import Split, blank_card, split_scans
 from medsr.training.validation import Crop, held_out_crops
@@ -95,7 +95,8 @@ def train(recipe: Recipe, *, resume: bool = False, out: Path | None = None) -> P
         check_same(folder, notes, recipe, world=place.world)
     elif place.rank == 0:
         claim_folder(folder, resume=resume)
-    if notes is not None and notes.over and notes.phase == _phases(recipe)[-1]:
+    trained = notes is not None and notes.over and notes.phase == _phases(recipe)[-1]
+    if notes is not None and trained and (not asks_for_a_measured_halo(recipe) or is_finished(folder)):
         if place.rank == 0:
             finish_folder(folder, adversarial=notes.phase == "adversarial")
             log.info("%s: this run is finished; nothing is left to do", folder)

@@ -14,7 +14,7 @@ from medsr.training.errors import TrainingError
 from medsr.training.phases import PhaseName
 from medsr.training.resume import RESUME
 
-__all__ = ["BEST", "LAST", "PIXEL", "claim_folder", "finish_folder", "keep_weights"]
+__all__ = ["BEST", "LAST", "PIXEL", "claim_folder", "finish_folder", "is_finished", "keep_weights"]
 
 log = logging.getLogger("medsr.training")
 
@@ -56,6 +56,11 @@ def keep_weights(
         part = folder / f".{PIXEL}.part"
         shutil.copyfile(folder / BEST, part)
         part.replace(folder / PIXEL)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the weights are marked as those of a run that came to its end."""
+    return all(load_checkpoint(folder / name).card.finished for name in (BEST, LAST))
 
 
 def finish_folder(folder: Path, *, adversarial: bool) -> None:

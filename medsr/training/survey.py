@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -107,7 +107,8 @@ def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
     known = dict(found)
     if data.validation_folder is not None:
         held_out = _usable(data.validation_folder, recipe, shelf)
-        check_apart(folder, data.validation_folder, list(found), list(held_out), by_subject=data.group == "subject")
+        apart = _both_sides(found), _both_sides(held_out)
+        check_apart(folder, data.validation_folder, *apart, by_subject=data.group == "subject")
         known |= held_out
         training, validation = list(map(Portion, found)), list(map(Portion, held_out))
         note = "validated on the scans of data.validation_folder"
@@ -117,7 +118,7 @@ def split_scans(recipe: Recipe, shelf: Shelf) -> Split:
         banded = _with_partner(training[0], seen.portion, recipe)
         found = {source: replace(seen, facts=_facts(source, shelf.open(banded), recipe, low=_low_of(banded, shelf)))}
     else:
-        training, validation, note = _groups(list(found), data, recipe.seed)
+        training, validation, note = _groups(found, data, recipe.seed)
     facts = tuple(found[portion.source].facts for portion in training)
     held_facts = tuple(known[portion.source].facts for portion in validation)
     note = f"{note}: {len(training)} to learn, {len(validation)} out"
@@ -248,9 +249,20 @@ def _facts(source: Source, scan: Scan, recipe: Recipe, *, low: Scan | None = Non
     )
 
 
-def _groups(sources: Sequence[Source], data: DataRecipe, seed: int) -> tuple[list[Portion], list[Portion], str]:
-    """Whole groups held out, drawn by the seed; copies of one file are in one group."""
-    alike = copies(sources)
+def _both_sides(found: Mapping[Source, _Seen]) -> list[Source]:
+    """The scans, and of pairs the coarse ones too."""
+    lows = [seen.portion.low.source for seen in found.values() if seen.portion.low is not None]
+    return [*found, *lows]
+
+
+def _groups(
+    found: Mapping[Source, _Seen], data: DataRecipe, seed: int
+) -> tuple[list[Portion], list[Portion], str]:
+    """Whole groups held out, drawn by the seed; copies of one file are in one group, and so are pairs that share a
+    copy on either side."""
+    sources = list(found)
+    owner = {seen.portion.low.source: source for source, seen in found.items() if seen.portion.low is not None}
+    alike = [[owner.get(source, source) for source in same] for same in copies(_both_sides(found))]
     keys = _joined({source: _key(source, data.group) for source in sources}, alike)
     names, unit = sorted(set(keys.values())), data.group
     known = unit != "subject" or any(source.subject for source in sources)

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medsr.trust.before_after import ResolutionRow, resolution_table
     from medsr.trust.decorrelation import Decorrelation, decorrelation_analysis
     from medsr.trust.flat_fields import BandNoise, FlatField, flat_field_curve, noise_power_ratio
     from medsr.trust.independence import Independence, sample_independence
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from medsr.trust.provenance import Provenance, provenance_of, verify
     from medsr.trust.quantification import BlandAltman, Line, RegionBias, bias_by_region, bland_altman, deming, ordinary
     from medsr.trust.resolution import OneImageResolution, PowerSpectrum, fsc_sectors, one_image_frc, power_spectrum
-    from medsr.trust.before_after import ResolutionRow, resolution_table
     from medsr.trust.sharpness import EdgeSharpness, NoisePower, noise_power, slanted_edge_mtf
     from medsr.trust.specks import Speck, find_specks, speck_contrast
 

@@ -110,7 +110,7 @@ def noise_power_ratio(before: NoisePower, after: NoisePower, *, bands: int = 4) 
 
 def _band_noise(before: NoisePower, after: NoisePower, bands: int) -> Iterator[BandNoise]:
     edges = np.linspace(0, max(before.frequency.max(), after.frequency.max()), bands + 1)
-    for low, high in pairwise(edges):
+    for low, high in pairwise(edges.tolist()):
         power = []
         for noise in (before, after):
             inside = (noise.frequency > low) & (noise.frequency <= high * (1 + 1e-9))

@@ -166,7 +166,7 @@ def bias_by_region(
         estimate: (..., y, x).
         reference: the truth, of the same shape; or the coarse scan, whose shape divides it: then block means of the
             estimate are compared, which an instrument that sums over its samples would have measured.
-        bands: of equal numbers of samples.
+        bands: of equal numbers of samples; fewer where many samples share a value.
         labels: whole numbers on the reference's grid, 0 is no region (such as cells or lesions).
         foreground: on the reference's grid; None: found by Otsu's threshold; bright is foreground.
         fit: "ordinary" where the reference is exact, "deming" where it is as noisy as the estimate.
@@ -193,9 +193,9 @@ def bias_by_region(
         _region("background", known & ~front, values, truth, fit, compared),
     ]
     key = truth if banded_by == "reference" else (truth + values) / 2
-    edges = np.quantile(key[known], np.linspace(0, 1, bands + 1))
-    edges[-1] = np.inf
-    for i, (low, high) in enumerate(pairwise(edges)):
+    # A value that many samples share, as a black background, is one band.
+    edges = np.append(np.unique(np.quantile(key[known], np.linspace(0, 1, bands + 1)))[:-1], np.inf)
+    for i, (low, high) in enumerate(pairwise(edges if len(edges) > 1 else [key[known].min(), np.inf])):
         name = f"band {i + 1} ({low:.4g} to {min(high, float(key[known].max())):.4g})"
         rows.append(_region(name, known & (key >= low) & (key < high), values, truth, fit, compared))
     if labels is not None:

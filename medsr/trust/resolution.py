@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr.frc import FourierRings, Resolution, RingCurve, frc_curve, frc_resolution, hole_free_block
+from medsr.frc import FourierRings, Resolution, RingCurve, frc_resolution, hole_free_block
 from medsr.trust.independence import Independence, sample_independence
 
 __all__ = ["OneImageResolution", "PowerSpectrum", "fsc_sectors", "one_image_frc", "power_spectrum"]
@@ -28,6 +28,8 @@ PUBLISHED = (0.95988146, 0.97979108, 13.90441896, 0.55146136)
 """Calibration curve a exp(c (x - b)) + d of Koho et al. for a crossing at x of the split images' band."""
 LOUDEST = 0.5
 """Three standard deviations of a ring of pure noise, above which the ring (of too few samples) is not judged."""
+LEAST_RINGS = 3
+"""Rings whose mean decides whether a curve has fallen; so many must stand out before it."""
 FANO = (0.8, 1.25)
 """Variance of the noise over the mean that passes for counted photons."""
 
@@ -94,7 +96,9 @@ def one_image_frc(
     one of two images by the toss of a coin; finds periods of at least two samples, and needs counts.
 
     Both need noise that is white, which is tested first: an image that was interpolated, filtered or made by a network
-    is refused, because its halves agree by construction.
+    is refused, because its halves agree by construction. So is one whose structure is as fine as its samples and far
+    above the noise, which cannot be told from it. Where a ring holds too few samples to tell 1/7 from chance, three
+    standard deviations of noise are the threshold instead: the result of a small image comes out too coarse.
 
     Args:
         image: plane or stack, (..., y, x); planes of a stack add up; blocks with NaN are passed over.
@@ -136,10 +140,11 @@ def one_image_frc(
     else:
         curve, noise = _binomial(image, known, gain, offset, np.random.default_rng(seed))
         parts = 2.0
-    limit = np.maximum(THRESHOLD, 3 * noise)
+    chance = 3 * noise / math.sqrt(LEAST_RINGS)
+    limit = np.maximum(THRESHOLD, chance)
     if calibration == "two-images":
         curve = replace(curve, correlation=_whole(curve.correlation, parts))
-        limit = np.maximum(THRESHOLD, _whole(3 * noise, parts))
+        limit = np.maximum(THRESHOLD, _whole(chance, parts))
     found = _crossing(curve, limit, usable=3 * noise < LOUDEST)
     value = found.value
     if calibration == "published" and math.isfinite(value):
@@ -151,7 +156,7 @@ def one_image_frc(
 
 
 def _crossing(curve: RingCurve, limit: NDArray[np.float64], *, usable: NDArray[np.bool_]) -> Resolution:
-    """Where a curve falls below a limit for each ring: three deviations of pure noise, so that it is not chance."""
+    """Where a curve falls below a limit for each ring, after at least three rings that stand out."""
     if not usable.any():
         return Resolution(math.nan, curve.unit, "too few samples: every ring is noise; give a larger region")
     seen = replace(
@@ -166,8 +171,9 @@ def _crossing(curve: RingCurve, limit: NDArray[np.float64], *, usable: NDArray[n
         return replace(
             found, reason=f"finer than {finest:.4g} {curve.unit}, the finest period that this split can tell"
         )
-    if found.reason:
-        return replace(found, reason="nothing stands out from the noise")
+    lowest = seen.frequency[:LEAST_RINGS][-1]
+    if found.reason or 1 / found.value < lowest:
+        return Resolution(math.nan, curve.unit, "nothing stands out from the noise")
     return found
 
 
@@ -234,6 +240,9 @@ def fsc_sectors(
 ) -> dict[str, Resolution]:
     """Fourier shell correlation of two volumes, in plane and along the depth.
 
+    The threshold is 1/7; in shells of a sector that hold too few samples to tell it from chance, three standard
+    deviations of noise, at most one half.
+
     Args:
         first, second: same shape, (z, y, x), with independent noise; such as an estimate and the truth.
         spacing_um: distance of samples along z, y and x.
@@ -251,10 +260,16 @@ def fsc_sectors(
     if first.ndim != 3 or first.shape != second.shape:
         raise ValueError(f"expected two volumes (z, y, x) of one shape, found {first.shape} and {second.shape}")
     sectors = {"all": None, "yx": (0, 90.0 - cone, 90.0), "z": (0, 0.0, cone)}
-    return {
-        name: frc_resolution(frc_curve(first, second, spacing_um=spacing_um, sector=sector))
-        for name, sector in sectors.items()
-    }
+    found = {}
+    known = np.isfinite(first) & np.isfinite(second)
+    block = None if known.all() else hole_free_block(known, (0, 1, 2))
+    for name, sector in sectors.items():
+        rings = FourierRings(first.shape, spacing_um=spacing_um, block=block, sector=sector)
+        rings.add(first, second)
+        curve = rings.curve()
+        limit = np.clip(3 * _noise(curve, rings) / math.sqrt(LEAST_RINGS), THRESHOLD, LOUDEST)
+        found[name] = frc_resolution(replace(curve, correlation=curve.correlation - limit), threshold=0.0)
+    return found
 
 
 def power_spectrum(image: Array, *, axes: Sequence[int] | None = None, spacing_um: Spacing = None) -> PowerSpectrum:

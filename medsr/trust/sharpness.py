@@ -199,9 +199,11 @@ def _measured(values: Floats, line: tuple[float, float], steps: tuple[float, flo
     counts = np.bincount(at[use], minlength=bins)
     if bins < 16 * OVERSAMPLING or (counts == 0).mean() > 0.25:
         return EdgeSharpness(math.nan, unit, "too few samples about the edge; give a larger region, or one less turned")
-    place = (np.arange(bins) + 0.5 - bins // 2) * width
+    place: Floats = (np.arange(bins, dtype=np.float64) + 0.5 - bins // 2) * width
     filled = counts > 0
-    spread: Floats = np.asarray(np.interp(place, place[filled], np.bincount(at[use], values[use], bins)[filled] / counts[filled]), np.float64)
+    spread = np.asarray(
+        np.interp(place, place[filled], np.bincount(at[use], values[use], bins)[filled] / counts[filled]), np.float64
+    )
     frequency, mtf = _transfer(spread, width, across)
     below = np.flatnonzero(mtf < 0.5)
     if not below.size:

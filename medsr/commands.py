@@ -1,0 +1,125 @@
+"""More arguments to verbs: methods compared, blended, described."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import medsr
+from medsr.arguments import ArgumentError, amount, factor_of, need_paths, series_of
+from medsr.options import Blur, Debug, Device, FactorOption, Library, Memory, Out, Paths, Series
+from medsr.screen import live, manners, print_blurs, print_means
+
+__all__ = ["blend", "card", "compare", "estimate_blur"]
+
+
+def compare(
+    ctx: typer.Context,
+    paths: Paths,
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="NAMES", help="Such as cubic,edges,srresnet,srgan; all of one factor.")
+    ],
+    out: Out,
+    factor: FactorOption = "2,2",
+    runs: Annotated[
+        Path | None, typer.Option("--runs", metavar="DIR", help="Folder of the run folders of trained methods.")
+    ] = None,
+    train_on: Annotated[
+        Path | None,
+        typer.Option("--train", metavar="SCANS", help="Train small versions of methods without a run on these scans."),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Steps of the pixel phase of each such training.")
+    ] = 2000,
+    degradation: Blur = None,
+    library: Library = None,
+    memory: Memory = None,
+    device: Device = "auto",
+    series: Series = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the trainings, such as training.batch=16."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure methods side by side: DIR/scores.csv, and for each scan a picture with the same crop of all."""
+    with manners(debug or ctx.obj):
+        need_paths([*paths, *([] if train_on is None else [train_on])])
+        budget = None
+        if train_on is not None:
+            changes = [f"data.folder={json.dumps(str(train_on))}", f"training.pixel_steps={steps}", *(overrides or ())]
+            budget = medsr.apply_overrides(medsr.Budget, changes)
+        elif overrides:
+            raise ArgumentError("--set: expected --train SCANS beside it, for nothing else is set here")
+        names, wanted, bytes_held = methods.replace(" ", "").split(","), factor_of(factor or "2,2"), amount(memory)
+        said = None if degradation is None else medsr.load_config(degradation, medsr.DegradationRange)
+        more = {} if library is None else {"exemplars": medsr.Exemplars(wanted, medsr.load_library(library))}
+        with live() as (note, tick):
+            report = medsr.compare(
+                paths,
+                [name for name in names if name not in more],
+                out=out,
+                factor=wanted,
+                runs=runs,
+                budget=budget,
+                more=more,
+                degradation=said,
+                series=series_of(series),
+                memory=bytes_held,
+                device=device,
+                note=note,
+                tick=tick,
+            )
+        print_means(report.summary())
+        typer.echo(f"scores: {out / 'scores.csv'}; a picture of each scan beside it")
+        raise typer.Exit(report.exit_code)
+
+
+def card(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or checkpoint file.")],
+    html: Annotated[bool, typer.Option("--html", help="HTML instead of Markdown.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print the model card of a run: what it was trained on, how well it did, what it is not for."""
+    with manners(debug or ctx.obj):
+        need_paths([run])
+        typer.echo(medsr.render_card(run, format="html" if html else "markdown"))
+
+
+def blend(
+    ctx: typer.Context,
+    first: Annotated[Path, typer.Argument(metavar="A", help="Run or checkpoint trained on pixels.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Run or checkpoint that went on from A's weights.")],
+    alpha: Annotated[float, typer.Option("--alpha", min=0, max=1, help="0: all of A; 1: all of B.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The blended checkpoint, a file.")],
+    debug: Debug = False,
+) -> None:
+    """Blend the weights of two runs: from faithful (A) to crisp (B)."""
+    with manners(debug or ctx.obj):
+        need_paths([first, second])
+        made = medsr.blend_checkpoints(first, second, alpha=alpha, out=out)
+        typer.echo(f"checkpoint: {made}")
+
+
+def estimate_blur(
+    ctx: typer.Context,
+    paths: Paths,
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", metavar="RUN", help="Run of an ikc method.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the table as CSV, beside printing it.")
+    ] = None,
+    series: Series = None,
+    debug: Debug = False,
+) -> None:
+    """Estimate the blur of scans: its width in coarse samples and micrometers, and how far patches agree."""
+    with manners(debug or ctx.obj):
+        need_paths(paths)
+        report = medsr.estimate_blurs(paths, checkpoint, out=out, series=series_of(series))
+        print_blurs(report.rows)
+        for scan, reason in report.failed:
+            typer.echo(f"{scan}: failed: {reason}", err=True)
+        raise typer.Exit(report.exit_code)

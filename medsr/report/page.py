@@ -1,0 +1,467 @@
+"""write_report: one self-contained HTML page of a result."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medsr.pictures import number as gray_number
+from medsr.report import sections
+from medsr.report.figures import gray_png, map_png, map_svg
+from medsr.report.maps import Map
+from medsr.report.material import Given, Material, material_of
+from medsr.report.sections import Figure
+from medsr.report.view import plane_of, reduced
+from medsr.scan import Scan
+from medsr.version import __version__
+
+if TYPE_CHECKING:
+    from medsr.degradation import Degradation, DegradationRange, SecondOrder
+    from medsr.trust.consistency import ConsistencyMap
+
+__all__ = ["Summary", "page_path", "render", "write_report"]
+
+LIMIT = 5.0
+"""Sigma at the ends of the color bar."""
+WARN_RMS, WARN_SHARE = 1.2, 0.01
+"""Figures from which a reader is warned: rms of z, and share of samples beyond 3 sigma."""
+EXPECTED = {
+    "interval width": "No calibrated intervals were given with this result.",
+    "invention": "No invention map was given with this result.",
+}
+LABELS = {"measured": "Measured", "cubic": "Cubic", "estimate": "Estimate", "truth": "Truth"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A picture of the enlarged region in the viewer."""
+
+    name: str
+    label: str
+    uri: str
+    size: tuple[int, int]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an index says of a page.
+
+    Attributes:
+        name: of the scan.
+        path: of the page.
+        thumbnail: of the estimate's region, a data URI.
+        figures: by name, as text.
+        flags: what needs a look, in words.
+    """
+
+    name: str
+    path: Path
+    thumbnail: str
+    figures: dict[str, str]
+    flags: tuple[str, ...] = field(default=())
+
+
+def write_report(
+    result: Path | str,
+    *,
+    out: Path | str,
+    low: Given = None,
+    truth: Scan | Path | str | None = None,
+    degradation: Degradation | SecondOrder | DegradationRange | None = None,
+    checkpoint: Path | str | None = None,
+    maps: Mapping[str, Map] | None = None,
+) -> Path:
+    """Write a page that shows what a result holds, and how far the measured scan supports it.
+
+    The page is one file without scripts or pictures from elsewhere: it opens from a file share, works by keyboard and
+    prints. It names the scan as the result does, and shows of its history what the result records; no path, and
+    nothing of a file's header.
+
+    Args:
+        result: NAME.ome.zarr of `upscale_folder`.
+        out: the page, a name that ends in ".html"; or a folder, for NAME.html in it. Complete whenever it exists.
+        low: the measured scan, its file, or a folder that holds it, where it is found by the hash that the result
+            records; None: the page shows the result alone and says what is missing.
+        truth: a finer measurement on the grid of the result.
+        degradation: how the scan became coarse, for the consistency map; None: as the checkpoint says, else the mean.
+        checkpoint: run or file of the method's weights: its degradation, and its model card for the page.
+        maps: by title, such as "interval width" and "invention"; on the grid of the scan or of the result.
+
+    Returns:
+        the page.
+
+    Raises:
+        ScanError: the result, or a scan that was given, cannot be read.
+        ValueError: shapes that do not fit.
+        OSError: the page cannot be written.
+    """
+    return summarized(
+        result, out=out, low=low, truth=truth, degradation=degradation, checkpoint=checkpoint, maps=maps
+    ).path
+
+
+def summarized(
+    result: Path | str,
+    *,
+    out: Path | str,
+    low: Given = None,
+    truth: Scan | Path | str | None = None,
+    degradation: Degradation | SecondOrder | DegradationRange | None = None,
+    checkpoint: Path | str | None = None,
+    maps: Mapping[str, Map] | None = None,
+    index: str = "",
+) -> Summary:
+    """Write a page and say what an index needs of it; arguments as in `write_report`.
+
+    Args:
+        index: relative link back to the index; "": none.
+    """
+    material = material_of(result, low=low, truth=truth)
+    card, known = _of_checkpoint(checkpoint, material)
+    found = _consistency(material, degradation or known)
+    flags = [*material.notes, *_doubts(found)]
+    shown = dict(maps or {})
+    if found is not None:
+        shown = {"consistency": _sigma(found), **shown}
+    page = page_path(out, material.name)
+    text = render(
+        "page.html.j2",
+        title=material.name,
+        index=index,
+        material=material,
+        subtitle=_subtitle(material),
+        facts=_facts(material, found),
+        warnings=[*flags, *(material.provenance.warnings if material.provenance else material.estimate.warnings)],
+        layers=_layers(material, shown),
+        overview=_overview(material),
+        geometry=_geometry(material, found),
+        maps=_maps(material, shown, found),
+        regions=sections.consistency_table(found) if found is not None else None,
+        describe=found.describe() if found is not None else "",
+        profile=sections.profile(material),
+        curves=sections.curves(material),
+        tables=[sections.accuracy(material), sections.resolutions(material), sections.quantities(material)],
+        provenance=_provenance(material),
+        card=card,
+    )
+    write_text(page, text)
+    thumbnail = gray_png(_thumbnail(material.crops["estimate"]), material.close)
+    return Summary(material.name, page, thumbnail, _figures(material, found), tuple(flags))
+
+
+def page_path(out: Path | str, name: str) -> Path:
+    """The file of a page."""
+    out = Path(out)
+    return out if out.suffix.lower() in (".html", ".htm") else out / f"{name}.html"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("medsr.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["version"] = __version__
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """A page as text; everything is escaped, style and script stand in it."""
+    here = Path(__file__).parent
+    return (
+        _environment()
+        .get_template(template)
+        .render(style=(here / "style.css").read_text("utf-8"), script=(here / "slider.js").read_text("utf-8"), **values)
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Under another name first, so that the file is complete whenever it exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, "utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _consistency(material: Material, degradation: Any) -> ConsistencyMap | None:
+    if material.low is None:
+        return None
+    from medsr.trust.consistency import consistency_map
+
+    return consistency_map(material.low, material.estimate, degradation=degradation)
+
+
+def _of_checkpoint(checkpoint: Path | str | None, material: Material) -> tuple[str, Any]:
+    """The model card as text, and the degradation that the method expects."""
+    if checkpoint is None:
+        return "", None
+    from medsr.checkpoint import load_upscaler
+    from medsr.trust.model_card import render_card
+
+    upscaler = load_upscaler(checkpoint)
+    known = None
+    if material.low is not None:
+        known = upscaler.adapt(material.low).degradation
+    return render_card(checkpoint), known or upscaler.recipe.degradation
+
+
+def _sigma(found: ConsistencyMap) -> Map:
+    note = (
+        "The estimate, degraded again, less the measured scan, in units of the expected noise. White agrees. Blue and "
+        "red beyond 3 sigma contradict the measurement. Detail finer than the coarse samples never shows here."
+    )
+    return Map(found.z, diverging=True, limit=LIMIT, note=note)
+
+
+def _doubts(found: ConsistencyMap | None) -> list[str]:
+    if found is None or not found.samples:
+        return []
+    doubts = []
+    if found.found:
+        doubts.append(
+            f"{found.found} region{'s' if found.found > 1 else ''} of the estimate contradict"
+            f"{'' if found.found > 1 else 's'} the measured scan beyond 3 sigma."
+        )
+    if found.rms > WARN_RMS or found.beyond > WARN_SHARE:
+        doubts.append(
+            f"The estimate does not reproduce the measured scan: rms {found.rms:.2f} sigma, "
+            f"{100 * found.beyond:.2g} % beyond 3 sigma; the degradation or the noise may be another one."
+        )
+    return doubts
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " × ".join(f"{n:,}" for n in sizes)
+
+
+def _factor(material: Material) -> str:
+    factor = material.view.factor
+    if material.low is None and material.provenance is not None:
+        factor = material.provenance.factor
+    return " × ".join(map(str, factor))
+
+
+def _method(material: Material) -> str:
+    return material.provenance.method if material.provenance is not None else "an unknown method"
+
+
+def _subtitle(material: Material) -> str:
+    axes = "".join(material.estimate.grid.axes)[-len(_factor(material).split(" × ")) :]
+    return f"{_factor(material)} finer along {', '.join(axes)}, by {_method(material)}"
+
+
+def _spacing(scan: Scan) -> str:
+    pairs = zip(scan.grid.axes, scan.grid.spacing_um or (), strict=False)
+    said = [f"{a} {sections.number(s, 4)}" for a, s in pairs if s is not None]
+    return f"{', '.join(said)} µm" if said else "spacing unknown"
+
+
+def _facts(material: Material, found: ConsistencyMap | None) -> list[tuple[str, str, str]]:
+    """(name, figure, small print)."""
+    facts = []
+    if material.low is not None:
+        facts.append(("Measured", _by(material.low.shape), _spacing(material.low)))
+    facts.append(("Estimate", _by(material.estimate.shape), _spacing(material.estimate)))
+    if found is not None and found.samples:
+        facts.append(("Consistency", f"{found.rms:.2f} σ rms", "1 for the true scene, less follows the noise"))
+        facts.append(("Beyond 3 σ", f"{100 * found.beyond:.2g} %", "0.27 % expected of noise"))
+        facts.append(("Flagged regions", f"{found.found:,}", "contradict the measured scan"))
+    place = material.view.place(material.low or material.estimate)
+    if place:
+        facts.append(("Shown", place, "the plane with most detail"))
+    return facts
+
+
+def _figures(material: Material, found: ConsistencyMap | None) -> dict[str, str]:
+    figures = {"size": _by(material.estimate.shape), "finer": _factor(material)}
+    if found is not None and found.samples:
+        figures["rms, σ"] = f"{found.rms:.2f}"
+        figures["beyond 3 σ"] = f"{100 * found.beyond:.2g} %"
+        figures["flagged"] = f"{found.found:,}"
+    rows = sections.accuracy(material).rows
+    figures |= {"PSNR, dB": row[1] for row in rows if row[0] == "estimate"}
+    return figures
+
+
+def _layers(material: Material, maps: Mapping[str, Map]) -> list[Layer]:
+    notes = {
+        "measured": "each sample a block",
+        "cubic": "cubic interpolation",
+        "estimate": "the result",
+        "truth": "measured finer",
+    }
+    layers = [
+        Layer(name, LABELS[name], gray_png(plane, material.close), plane.shape, notes[name])
+        for name, plane in material.crops.items()
+    ]
+    for title, each in maps.items():
+        plane = _map_part(material, each)
+        limit = _limit(each, plane)
+        uri = map_png(plane, limit, diverging=each.diverging)
+        layers.append(Layer(title, title.capitalize(), uri, plane.shape, _legend(each, limit)))
+    return layers
+
+
+def _fine(material: Material, each: Map) -> bool:
+    """Whether a map lies on the result's grid.
+
+    Raises:
+        ValueError: it lies on neither.
+    """
+    coarse = None if material.low is None else material.low.shape
+    if each.scan.shape == material.estimate.shape:
+        return True
+    if each.scan.shape == coarse:
+        return False
+    raise ValueError(f"map: expected the shape {material.estimate.shape} or {coarse}, found {each.scan.shape}")
+
+
+def _map_part(material: Material, each: Map) -> Any:
+    view = material.view
+    return plane_of(each.scan, view, view.rows, view.columns, fine=_fine(material, each))
+
+
+def _limit(each: Map, plane: Any) -> float:
+    if each.limit is not None:
+        return each.limit
+    known = np.abs(plane[np.isfinite(plane)])
+    most = float(np.percentile(known, 99.5)) if known.size else 0.0
+    return most or 1.0
+
+
+def _legend(each: Map, limit: float) -> str:
+    ends = f"{sections.number(-limit) if each.diverging else 0} to {sections.number(limit)}"
+    return f"{'blue to red' if each.diverging else 'dark to bright'} {ends} {each.scan.intensity.units}".strip()
+
+
+def _maps(
+    material: Material, maps: Mapping[str, Map], found: ConsistencyMap | None
+) -> list[tuple[str, Figure | None, str]]:
+    """(title, figure or None, what to say)."""
+    absent = dict(EXPECTED)
+    if found is None:
+        absent = {"consistency": "The measured scan was not given, so nothing can be compared.", **absent}
+    made: list[tuple[str, Figure | None, str]] = []
+    for title, each in maps.items():
+        fine = _fine(material, each)
+        plane, share = reduced(each.scan, material.view, fine=fine, largest=True)
+        limit = _limit(each, plane)
+        factor = (1, 1) if fine else material.view.fine
+        steps = [s * f * share for s, f in zip(material.steps, factor, strict=True)]
+        sizes = [n * f * s for n, f, s in zip(material.view.size, material.view.fine, material.steps, strict=True)]
+        del steps
+        units = each.scan.intensity.units or "value"
+        uri = map_svg(
+            plane,
+            limit=limit,
+            diverging=each.diverging,
+            extent=(sizes[0], sizes[1]),
+            labels=tuple(f"{a}, {material.unit}" for a in material.view.axes) + (f"{title}, {units}",),  # type: ignore[arg-type]
+            frame=_box(material, material.view.rows, material.view.columns),
+            boxes=_flagged(material, found) if found is not None and title == "consistency" else (),
+        )
+        pooled = f" Each pixel shows the value of largest magnitude of {share} × {share} samples." if share > 1 else ""
+        made.append((title, Figure(uri, f"Map: {title}", each.note + pooled), ""))
+    return made + [(title, None, why) for title, why in absent.items() if title not in maps]
+
+
+def _box(material: Material, rows: slice, columns: slice) -> tuple[float, float, float, float]:
+    high, wide = (f * s for f, s in zip(material.view.fine, material.steps, strict=True))
+    return rows.start * high, columns.start * wide, rows.stop * high, columns.stop * wide
+
+
+def _inside(material: Material, found: ConsistencyMap) -> list[tuple[slice, slice]]:
+    """Rows and columns of the flagged regions that meet the plane."""
+    view = material.view
+    hidden = [a for a in range(len(view.index)) if a not in view.shown]
+    return [
+        (slice(r.start[view.shown[0]], r.stop[view.shown[0]]), slice(r.start[view.shown[1]], r.stop[view.shown[1]]))
+        for r in found.regions
+        if all(r.start[a] <= view.index[a] < r.stop[a] for a in hidden)
+    ]
+
+
+def _flagged(material: Material, found: ConsistencyMap) -> list[tuple[float, float, float, float]]:
+    return [_box(material, rows, columns) for rows, columns in _inside(material, found)]
+
+
+def _geometry(material: Material, found: ConsistencyMap | None) -> dict[str, Any]:
+    """Of the enlarged region: its proportions, its width, and the flagged parts in it in hundredths."""
+    view = material.view
+    sizes = [(s.stop - s.start) * f for s, f in zip((view.rows, view.columns), view.fine, strict=True)]
+    high, wide = (n * s for n, s in zip(sizes, material.steps, strict=True))
+    boxes = []
+    for rows, columns in _inside(material, found) if found is not None else ():
+        top, bottom = (
+            100 * (v - view.rows.start) / (view.rows.stop - view.rows.start) for v in (rows.start, rows.stop)
+        )
+        left, right = (
+            100 * (v - view.columns.start) / (view.columns.stop - view.columns.start)
+            for v in (columns.start, columns.stop)
+        )
+        if bottom > 0 and top < 100 and right > 0 and left < 100:
+            boxes.append(tuple(round(v, 3) for v in (left, top, right - left, bottom - top)))
+    black, white = (gray_number(v) for v in material.close)
+    return {
+        "aspect": round(wide / high, 5),
+        "width": wide,
+        "unit": material.unit,
+        "size": _by(sizes),
+        "boxes": boxes,
+        "window": f"{black} is black and {white} white",
+        "single": math.prod(view.size) == math.prod((s.stop - s.start) for s in (view.rows, view.columns)),
+    }
+
+
+def _overview(material: Material) -> dict[str, Any]:
+    view = material.view
+    spans = [(s.start / n, (s.stop - s.start) / n) for s, n in zip((view.rows, view.columns), view.size, strict=True)]
+    (top, high), (left, wide) = spans
+    sizes = [n * f * s for n, f, s in zip(view.size, view.fine, material.steps, strict=True)]
+    black, white = (gray_number(v) for v in material.whole)
+    return {
+        "uri": gray_png(material.overview, material.whole),
+        "aspect": round(sizes[1] / sizes[0], 5),
+        "frame": [round(100 * v, 3) for v in (left, top, wide, high)],
+        "size": " × ".join(sections.number(s, 4) for s in sizes) + f" {material.unit}",
+        "of": "The measured scan" if material.low is not None else "The estimate",
+        "window": f"{black} is black and {white} white",
+    }
+
+
+def _thumbnail(plane: Any) -> Any:
+    step = max(1, min(plane.shape) // 160)
+    return plane[::step, ::step][:200, :200]
+
+
+def _provenance(material: Material) -> list[tuple[str, str]]:
+    known = material.provenance
+    if known is None:
+        return [("History", line) for line in material.estimate.history]
+    options = ", ".join(f"{k} {v}" for k, v in known.options.items() if v is not None) or "none"
+    return [
+        ("Made by", f"medsr {known.version} on {known.device}"),
+        ("Method", known.method),
+        ("Method SHA-256", known.method_sha256),
+        *(("Checkpoint SHA-256", sha256) for sha256 in known.checkpoints),
+        ("Input SHA-256", known.input_sha256),
+        ("Engine", str(known.engine)),
+        ("Options", options),
+        *((f"History {i}", line) for i, line in enumerate(known.history, start=1)),
+    ]

@@ -1,0 +1,254 @@
+"""What a page says besides its pictures: tables, curves and figures, or why there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsr.frc import Resolution, frc_curve, frc_resolution
+from medsr.metrics import nrmse, psnr_db, ssim
+from medsr.report.figures import Curve, curves_svg
+from medsr.report.material import Material
+
+if TYPE_CHECKING:
+    from medsr.trust.consistency import ConsistencyMap
+
+__all__ = ["Figure", "Table", "accuracy", "consistency_table", "curves", "profile", "quantities", "resolutions"]
+
+Array = NDArray[Any]
+THRESHOLD = 1 / 7
+SHOWN_REGIONS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture with its caption; `alt` says what it shows to who does not see it."""
+
+    uri: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table, or in `reason` why there is none."""
+
+    title: str
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    note: str = ""
+    reason: str = ""
+    texts: frozenset[int] = field(default_factory=lambda: frozenset({0}))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as it is read; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def accuracy(material: Material) -> Table:
+    """PSNR, SSIM and NRMSE of cubic and estimate in the enlarged region."""
+    title = "Agreement with the truth"
+    if material.truth is None:
+        return Table(title, reason="No finer measurement of the same field was given, so no error can be stated.")
+    line = material.estimate.intensity
+    slope = line.slope if line.units else 1.0
+    data_range = abs((line.white - line.black) * slope)
+    truth = material.crops["truth"]
+    rows = [
+        [
+            name,
+            number(psnr_db(material.crops[name], truth, data_range=data_range), 4),
+            number(ssim(material.crops[name], truth, data_range=data_range), 4),
+            number(nrmse(material.crops[name], truth, data_range=data_range), 3),
+        ]
+        for name in ("cubic", "estimate")
+        if name in material.crops
+    ]
+    note = "In the enlarged region; the range is the distance of black and white of the scan's intensity line."
+    return Table(title, ("method", "PSNR, dB", "SSIM", "NRMSE"), rows, note)
+
+
+def resolutions(material: Material) -> Table:
+    """Resolution before and after."""
+    title = "Resolution before and after"
+    if material.low is None:
+        return Table(title, reason="The measured scan was not given, so there is no before.")
+    from medsr.trust import resolution_table
+
+    try:
+        found = resolution_table(material.low, material.estimate, material.truth)
+    except ValueError as error:
+        return Table(title, reason=f"Not measured: {error}.")
+    rows = [
+        [f"{row.measure}, along {row.along}", *(_resolution(r) for r in (row.before, row.after))]
+        + ([_resolution(row.truth)] if material.truth is not None and row.truth is not None else [])
+        for row in found
+    ]
+    width = max(len(row) for row in rows)
+    rows = [[*row, *["–"] * (width - len(row))] for row in rows]
+    note = (
+        "Shortest period, measured where the scan varies most; smaller is finer. How fine detail looks is not whether "
+        "it is right: only a correlation with the truth says that."
+    )
+    return Table(title, ("measure", "measured", "estimate", "truth")[:width], rows, note, texts=frozenset(range(width)))
+
+
+def _resolution(found: Resolution) -> str:
+    if math.isfinite(found.value):
+        return f"{found.value:.3g} {'µm' if found.unit == 'um' else 'samples'}"
+    return f"none: {found.reason}"
+
+
+def quantities(material: Material) -> Table:
+    """Bias by region of intensity: against the truth, or against the measured scan by block means."""
+    title = "Quantities"
+    reference = material.crops.get("truth", material.crops.get("measured"))
+    if reference is None:
+        return Table(title, reason="Neither a truth nor the measured scan was given to compare with.")
+    if "truth" not in material.crops and any(f > 1 for f in _unseen(material)):
+        return Table(title, reason="Block means of one plane are not what was measured: the result is finer in depth.")
+    from medsr.trust import bias_by_region
+
+    banded = "reference" if material.truth is not None else "mean"
+    found = bias_by_region(
+        material.crops["estimate"].astype(np.float64), reference.astype(np.float64), banded_by=banded
+    )
+    rows = [
+        [
+            row.region,
+            f"{row.samples:,}",
+            *(number(getattr(row, name), 3) for name in ("reference", "value", "deviation")),
+        ]
+        for row in found
+        if row.samples
+    ]
+    against = "the truth" if material.truth is not None else "the measured scan (block means of the estimate)"
+    note = f"Estimate minus reference in the enlarged region, in {material.values}s, against {against}."
+    return Table(title, ("values", "samples", "mean of the reference", "bias", "sd"), rows, note)
+
+
+def _unseen(material: Material) -> list[int]:
+    return [f for axis, f in enumerate(material.view.factor) if axis not in material.view.shown]
+
+
+def consistency_table(found: ConsistencyMap) -> Table:
+    """The regions that contradict the measured scan."""
+    title = "Flagged regions"
+    if not found.found:
+        return Table(title, reason="No region of at least four touching samples lies beyond 3 sigma.")
+    axes = found.z.grid.axes
+    rows = []
+    for region in found.regions[:SHOWN_REGIONS]:
+        where = [
+            f"{a} {start}–{stop - 1}" if um is None else f"{a} {number(um[0], 4)} to {number(um[1], 4)} µm"
+            for a, start, stop, um in zip(axes, region.start, region.stop, region.box_um, strict=True)
+            if a in "zyx" or found.z.shape[axes.index(a)] > 1
+        ]
+        rows.append([", ".join(where), str(region.samples), f"{region.z:+.1f}".replace("-", "−")])
+    shown = f"The {len(rows)} with the largest peak of {found.found}." if found.found > len(rows) else ""
+    return Table(title, ("where (coarse grid)", "samples", "peak, sigma"), rows, shown)
+
+
+def profile(material: Material) -> Figure:
+    """Values along the row of the region with most detail."""
+    crops, view = material.crops, material.view
+    guide = crops.get("measured", crops["estimate"])
+    rough = np.nansum(np.abs(np.diff(guide.astype(np.float64), axis=1)), axis=1)
+    # A row at the border of the region is a poor example; of equal rows the middle one.
+    margin = max(1, guide.shape[0] // 10) if guide.shape[0] > 4 else 0
+    inner = rough[margin : guide.shape[0] - margin]
+    coarse = margin + int(inner.argmax())
+    fine_rows, fine_columns = view.fine if "measured" in crops else (1, 1)
+    fine = coarse * fine_rows + fine_rows // 2
+    step, origin = material.steps[1], view.columns.start * fine_columns
+    drawn: dict[str, Curve] = {}
+    for name, plane in crops.items():
+        if name == "measured":
+            x = (origin + (np.arange(plane.shape[1]) + 0.5) * fine_columns) * step
+            drawn[name] = Curve(x, plane[coarse], steps=True)
+        else:
+            drawn[name] = Curve((origin + np.arange(plane.shape[1]) + 0.5) * step, plane[fine])
+    widest = next(iter(drawn.values())).x.size
+    limit = max(24, 160 // fine_columns)
+    if widest > limit:  # a part that shows single samples
+        first = next(iter(drawn.values()))
+        window = max(1, limit)
+        sums = np.convolve(np.abs(np.diff(np.nan_to_num(first.y))), np.ones(window - 1), "valid")
+        left = int(sums.argmax())
+        low, high = first.x[left], first.x[min(widest, left + window) - 1]
+        drawn = {n: _between(c, float(low), float(high)) for n, c in drawn.items()}
+    row_um = (view.rows.start * fine_rows + fine + 0.5) * material.steps[0]
+    rows, columns = view.axes
+    where = f"{rows} = {number(row_um, 4)} {material.unit}"
+    uri = curves_svg(drawn, f"{columns}, {material.unit}", material.values)
+    caption = (
+        f"Values along the most detailed row of the region, {where} from the edge of the scan. Measured samples are "
+        "steps as wide as they are; a curve that leaves them between two steps is not contradicted by them."
+    )
+    return Figure(uri, f"Line profile along {columns} of {', '.join(drawn)}", caption)
+
+
+def _between(curve: Curve, low: float, high: float) -> Curve:
+    use = (curve.x >= low - 1e-9) & (curve.x <= high + 1e-9)
+    return Curve(curve.x[use], curve.y[use], curve.steps)
+
+
+def curves(material: Material) -> list[Figure]:
+    """Power spectra of the region, and ring correlations with the truth where there is one."""
+    from medsr.trust import power_spectrum
+
+    fine = material.spacing
+    coarse = tuple(None if s is None else s * f for s, f in zip(fine, material.view.fine, strict=True))
+    unit = "sample" if None in fine else "µm"
+    spectra: dict[str, Curve] = {}
+    for name, plane in material.crops.items():
+        if min(plane.shape) < 8:
+            continue
+        spacing: Sequence[float | None] = coarse if name == "measured" else fine
+        if unit == "sample":
+            spacing = [float(f) for f in material.view.fine] if name == "measured" else [1.0, 1.0]
+        found = power_spectrum(plane.astype(np.float64), spacing_um=spacing)
+        use = found.power > 0
+        if use.any():
+            spectra[name] = Curve(found.frequency[use], found.power[use])
+    figures = []
+    if spectra:
+        limit = _coarse_limit(material, coarse)
+        marks = [(limit, "coarse sampling limit")] if limit is not None else []
+        uri = curves_svg(spectra, f"frequency, cycles per {unit}", "power density", logarithmic=True, marks=marks)
+        caption = (
+            "Power spectrum of the enlarged region. Beyond the coarse sampling limit nothing was measured: what is "
+            "there was computed."
+        )
+        figures.append(Figure(uri, "Power spectra of " + ", ".join(spectra), caption))
+    if "truth" in material.crops:
+        figures.append(_rings(material.crops, fine, unit))
+    return figures
+
+
+def _coarse_limit(material: Material, coarse: Sequence[float | None]) -> float | None:
+    if "measured" not in material.crops:
+        return None
+    known = [s for s in coarse if s is not None]
+    return 0.5 / max(known) if len(known) == 2 else 0.5 / max(material.view.fine)
+
+
+def _rings(crops: Mapping[str, Array], spacing: Sequence[float | None], unit: str) -> Figure:
+    drawn, said = {}, []
+    for name in ("cubic", "estimate"):
+        if name not in crops:
+            continue
+        curve = frc_curve(crops[name].astype(np.float64), crops["truth"].astype(np.float64), spacing_um=spacing)
+        drawn[name] = Curve(curve.frequency, curve.correlation)
+        said.append(f"{name}: {_resolution(frc_resolution(curve))}")
+    uri = curves_svg(drawn, f"frequency, cycles per {unit}", "ring correlation", level=(THRESHOLD, "1/7"))
+    caption = f"Fourier ring correlation with the truth in the enlarged region. Resolution at 1/7: {'; '.join(said)}."
+    return Figure(uri, "Fourier ring correlation with the truth of " + " and ".join(drawn), caption)
