@@ -86,7 +86,7 @@ if TYPE_CHECKING:
         psnr_db,
         ssim,
     )
-    from medsr.paired_evaluation import evaluate_pairs
+    from medsr.paired_evaluation import evaluate_pairs, is_pairs
     from medsr.perceptual import gmsd, haarpsi
     from medsr.plan import MemoryTooSmallError
     from medsr.recipe import (
@@ -239,6 +239,7 @@ __all__ = [
     "haarpsi",
     "interpolate",
     "is_foreign",
+    "is_pairs",
     "load_checkpoint",
     "load_config",
     "load_foreign",
@@ -295,7 +296,7 @@ _ROOMS = {
         "Resolution RingCurve agreement consistency_db foreground_mask frc_curve frc_resolution frc_um nrmse "
         "psnr_db ssim"
     ),
-    "paired_evaluation": "evaluate_pairs",
+    "paired_evaluation": "evaluate_pairs is_pairs",
     "perceptual": "gmsd haarpsi",
     "plan": "MemoryTooSmallError",
     "recipe": (

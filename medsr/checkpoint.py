@@ -17,8 +17,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from medsr.card import TrainingCard, TrainingInput, check_scan
-from medsr.degradation import Degradation, Gaussian
+from medsr.degradation import Degradation
 from medsr.methods.ikc import IkcNetwork
+from medsr.methods.kernel_code import kernel_of_fwhm
 from medsr.methods.network import Network
 from medsr.recipe import AdversarialRecipe, IntensityRule, Method, Recipe
 from medsr.scan import Factor, Scan, validate_factor
@@ -219,9 +220,11 @@ class TrainedUpscaler(nn.Module):
         widths = self.network.fwhm_samples if isinstance(self.network, IkcNetwork) else ()
         if not widths:
             return None
-        axial = widths[0] if len(widths) == 3 and self.factor[0] > 1 else None
-        kernel = Gaussian(fwhm_samples=(widths[-2], widths[-1]), axial_fwhm_samples=axial)
-        return Degradation(self.factor, kernel=kernel, sampling=self.recipe.degradation.sampling)
+        if len(widths) == 3 and self.factor[0] == 1:
+            widths = (0.0, *widths[1:])
+        told = self.recipe.degradation
+        kernel, factor, spacing = kernel_of_fwhm(told.psf, widths, self.factor)
+        return Degradation(factor, kernel=kernel, sampling=told.sampling, spacing_um=spacing)
 
     @property
     def weights_sha256(self) -> str:

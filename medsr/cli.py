@@ -42,9 +42,13 @@ from medsr.screen import (
     print_facts,
     print_scores,
     print_table,
+    say_where,
 )
 
 __all__ = ["app", "main"]
+
+HALF_A_LEVEL = 0.5
+"""Largest deviation of an engine in gray levels where a preset asks for measurement: below what rounding does."""
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -201,6 +205,8 @@ def upscale(
             ensemble=ensemble,
             preset=preset,
         )
+        if preset is not None and tolerance is None:
+            tolerance = HALF_A_LEVEL
         with live() as (note, tick):
             report = medsr.upscale_folder(
                 paths,
@@ -263,7 +269,7 @@ def evaluate(
             preset=preset,
         )
         with live() as (note, tick):
-            if len(paths) == 1 and all((paths[0] / name).is_dir() for name in ("low", "high")):
+            if len(paths) == 1 and medsr.is_pairs(paths[0]):
                 report = medsr.evaluate_pairs(
                     paths[0],
                     asked.upscaler,
@@ -291,7 +297,7 @@ def evaluate(
                     tick=tick,
                 )
         print_scores(report.rows)
-        typer.echo(f"scores: {out / 'scores.csv'}; a picture of each scan beside it")
+        say_where(out, report.rows)
         raise typer.Exit(report.exit_code)
 
 

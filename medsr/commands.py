@@ -11,7 +11,7 @@ import typer
 import medsr
 from medsr.arguments import ArgumentError, amount, factor_of, need_paths, series_of
 from medsr.options import Blur, Debug, Device, FactorOption, Library, Memory, Out, Paths, Series
-from medsr.screen import live, manners, print_blurs, print_means
+from medsr.screen import live, manners, print_blurs, print_means, say_where
 
 __all__ = ["blend", "card", "compare", "estimate_blur"]
 
@@ -56,6 +56,8 @@ def compare(
             raise ArgumentError("--set: expected --train SCANS beside it, for nothing else is set here")
         names, wanted, bytes_held = methods.replace(" ", "").split(","), factor_of(factor or "2,2"), amount(memory)
         said = None if degradation is None else medsr.load_config(degradation, medsr.DegradationRange)
+        if library is not None and "exemplars" not in names:
+            raise ArgumentError("--library: expected exemplars among --methods, found none; add it or drop --library")
         more = {} if library is None else {"exemplars": medsr.Exemplars(wanted, medsr.load_library(library))}
         with live() as (note, tick):
             report = medsr.compare(
@@ -74,7 +76,7 @@ def compare(
                 tick=tick,
             )
         print_means(report.summary())
-        typer.echo(f"scores: {out / 'scores.csv'}; a picture of each scan beside it")
+        say_where(out, report.rows)
         raise typer.Exit(report.exit_code)
 
 

@@ -15,6 +15,7 @@ from medsr.evaluation import evaluate
 from medsr.methods.ikc import IkcRecipe
 from medsr.methods.named import UNTRAINED
 from medsr.methods.settings import AdversarialRecipe, NetworkRecipe, Part
+from medsr.paired_evaluation import evaluate_pairs, is_pairs
 from medsr.plan import Device
 from medsr.recipe import DataRecipe, IntensityRule, Method, Recipe, TrainingRecipe
 from medsr.scan import Factor, validate_factor
@@ -91,7 +92,8 @@ def compare(
     all methods.
 
     Args:
-        paths: files and folders of fine scans, which no method should have learned from (a warning says if so).
+        paths: files and folders of fine scans, which no method should have learned from (a warning says if so); or one
+            folder of real pairs, with low/ and high/ (`evaluate_pairs`).
         methods: names, in the order of the table.
         out: folder, made if absent.
         factor: refinement of all methods.
@@ -122,6 +124,8 @@ def compare(
     trained = [each for each in upscalers.values() if isinstance(each, TrainedUpscaler)]
     if degradation is None and trained:
         degradation = _one_degradation(trained)
+    if len(places := [paths] if isinstance(paths, (str, Path)) else list(paths)) == 1 and is_pairs(places[0]):
+        return _on_pairs(Path(places[0]), upscalers, trained, out, series, memory, device, tell)
     learned = {found.sha256 for each in trained for found in each.card.inputs}
     return evaluate(
         paths,
@@ -134,6 +138,32 @@ def compare(
         trained_on=learned,
         note=note,
         tick=tick,
+    )
+
+
+def _on_pairs(
+    folder: Path,
+    upscalers: Mapping[str, Upscaler],
+    trained: Sequence[TrainedUpscaler],
+    out: Path,
+    series: str | int | None,
+    memory: int | None,
+    device: Device,
+    note: Callable[[str], None],
+) -> EvaluationReport:
+    """Real pairs: the measured coarse scans are upscaled, nothing is made coarse."""
+    line = next((run.card.pairs for run in trained if run.card.pairs), {})
+    return evaluate_pairs(
+        folder,
+        upscalers,
+        out=out,
+        line=(line.get("gain", 1.0), line.get("offset", 0.0)),
+        rule=trained[0].recipe.data.registration if trained else "whole",
+        series=series,
+        memory=memory,
+        device=device,
+        trained_on={found.sha256 for run in trained for found in run.card.inputs},
+        note=note,
     )
 
 
@@ -230,7 +260,7 @@ def budgeted(
             training = training.model_copy(update={**steps, "pixel_steps": 0, "start": parent.path})
         else:
             training = training.model_copy(update=steps)
-    if isinstance(method, IkcRecipe) and budget.degradation.blur_varies:
+    if isinstance(method, IkcRecipe) and budget.degradation.blur_varies(method.factor):
         training = training.model_copy(update={"correction_steps": max(1, training.pixel_steps // CORRECTED)})
     return Recipe(
         method=method,

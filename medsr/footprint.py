@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -35,6 +37,8 @@ class Footprint:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         else:
+            gc.collect()
+            _trim()
             with suppress(OSError):
                 RESET.write_text("5")
                 self._before = _held("VmRSS")
@@ -45,6 +49,12 @@ class Footprint:
             return
         most = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _held("VmHWM")
         self.peak_bytes = None if most is None else max(0, most - self._before)
+
+
+def _trim() -> None:
+    """Give memory that was freed back to the system, so that it counts again when it is taken again."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _held(name: str) -> int | None:

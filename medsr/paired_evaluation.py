@@ -28,7 +28,7 @@ from medsr.scoring import COLUMNS, LEAST_SIDE, EvaluationReport, cell, write_tab
 from medsr.upscaler import Upscaler, describe
 from medsr.upscaling import upscaled_blocks
 
-__all__ = ["PAIR_COLUMNS", "Moments", "evaluate_pairs"]
+__all__ = ["PAIR_COLUMNS", "Moments", "evaluate_pairs", "is_pairs"]
 
 Array = NDArray[Any]
 
@@ -115,6 +115,11 @@ class _Setting:
     note: Callable[[str], None]
 
 
+def is_pairs(path: Path | str) -> bool:
+    """Whether a folder holds real pairs: low/ and high/."""
+    return "://" not in str(path) and all((Path(path) / name).is_dir() for name in ("low", "high"))
+
+
 def evaluate_pairs(
     folder: Path | str,
     upscaler: Upscaler | Mapping[str, Upscaler],
@@ -158,7 +163,11 @@ def evaluate_pairs(
     """
     torch_device(device)
     folder, out = Path(folder), Path(out)
-    methods = dict(upscaler) if isinstance(upscaler, Mapping) else {describe(upscaler).split("(")[0].lower(): upscaler}
+    methods = (
+        dict(upscaler)
+        if isinstance(upscaler, Mapping)
+        else {describe(upscaler).split("(")[0].split()[0].lower(): upscaler}
+    )
     factors = {each.factor for each in methods.values()}
     if len(factors) != 1:
         raise ValueError(f"methods: expected methods of one factor, found {sorted(factors)}; compare each by itself")

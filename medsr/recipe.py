@@ -195,7 +195,7 @@ class Recipe(Part):
             raise ValueError(
                 "degradation.second: expected none with method ikc, which learns to find the blur of one pass"
             )
-        if self.training.correction_steps and not self.degradation.blur_varies:
+        if self.training.correction_steps and not self.degradation.blur_varies(self.method.factor):
             raise ValueError(
                 "degradation: expected a range of blurs with method ikc, found one blur only; give fwhm_um or "
                 "fwhm_samples [from, to]"

@@ -7,6 +7,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import typer
@@ -26,6 +27,7 @@ __all__ = [
     "print_means",
     "print_scores",
     "print_table",
+    "say_where",
 ]
 
 
@@ -123,9 +125,20 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 def print_scores(rows: Iterable[Mapping[str, Any]]) -> None:
     """The figures of an evaluation, a line a scan and method; empty where a figure does not exist."""
-    names = ("psnr_db", "ssim", "nrmse", "frc_um", "consistency_db")
+    names = ["psnr_db", "ssim", "nrmse", "frc_um", "consistency_db"]
+    rows = list(rows)
+    if any("psnr_fitted_db" in row for row in rows):  # real pairs: nobody knows how the coarse scan was made
+        names = ["psnr_db", "psnr_fitted_db", "ssim", "nrmse", "frc_um"]
     cells = [(row["scan"], row["method"], *("" if row[n] is None else f"{row[n]:.4g}" for n in names)) for row in rows]
     print_table(("scan", "method", *names), cells)
+
+
+def say_where(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Where the scores of an evaluation lie."""
+    if rows:
+        typer.echo(f"scores: {out / 'scores.csv'}; a picture of each scan beside it")
+    else:
+        typer.echo("no scan was measured; the reasons are above", err=True)
 
 
 def print_means(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -145,6 +158,7 @@ def print_blurs(rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     print_table(("scan", "axis", *names, "patches"), cells)
+    typer.echo("spread: how far patches disagree; it is no error bar")
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

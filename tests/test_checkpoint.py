@@ -1,10 +1,12 @@
 """A checkpoint is data: what made it comes back with it, and a file that is none is refused by name."""
 
+import hashlib
 import io
 import json
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,6 +270,35 @@ def test_notes_that_are_none_are_refused(saved: Path, notes: object, reason: str
     with pytest.raises(CheckpointError, match=reason) as caught:
         load_checkpoint(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_notes_of_the_first_format_can_be_read(saved: Path) -> None:
+    rewrite(saved, notes={"format": 1})
+    assert load_checkpoint(saved).recipe == load_checkpoint(saved).recipe
+    assert load_checkpoint(saved).card == CARD
+
+
+def words_of(schema: object) -> Iterator[str]:
+    """Names of fields and the words that may stand in them."""
+    if isinstance(schema, dict):
+        for name, inner in schema.items():
+            if name in ("properties", "$defs"):
+                yield from (f"{name} {key}" for key in inner)
+            if name in ("enum", "const"):
+                yield f"{name} {inner}"
+            elif name not in ("default", "title", "description"):
+                yield from words_of(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            yield from words_of(inner)
+
+
+def test_the_format_rises_with_what_recipe_and_card_can_say() -> None:
+    """Where this fails: raise FORMAT, unless it is above that of the last release already; then set the digest."""
+    words = sorted(word for model in (Recipe, TrainingCard) for word in words_of(model.model_json_schema()))
+    assert len(words) > 100
+    digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    assert (FORMAT, digest) == (2, "00a54b5b4db527d0")
 
 
 def test_foreign_safetensors_are_refused(tmp_path: Path) -> None:

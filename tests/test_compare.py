@@ -167,3 +167,20 @@ def test_a_setting_of_the_budget_leaves_its_other_settings_alone():
     for part in ("training", "data"):
         changed, plain = getattr(budget, part).model_dump(), getattr(Budget(), part).model_dump()
         assert {k for k in plain if changed[k] != plain[k]} <= {"pixel_steps", "flips"}
+
+
+def test_real_pairs_are_measured_as_pairs(tmp_path):
+    stack = tifffile.imread(medsr.NUCLEI)
+    for number, plane in enumerate((8, 14)):
+        high = stack[plane, :128, :128]
+        low = high.reshape(64, 2, 64, 2).mean((1, 3)).round().astype(high.dtype)
+        for name, values in (("high", high), ("low", low)):
+            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
+            step = {"high": 0.26, "low": 0.52}[name]
+            sizes = {"axes": "YX", "PhysicalSizeX": step, "PhysicalSizeY": step}
+            tifffile.imwrite(tmp_path / "pairs" / name / f"f{number}.ome.tif", values, metadata=sizes)
+    report = compare(tmp_path / "pairs", ["cubic", "lanczos"], out=tmp_path / "out")
+    assert [(row["scan"], row["method"]) for row in report.rows] == [
+        (name, method) for name in ("f0", "f1") for method in ("cubic", "lanczos")
+    ]
+    assert all(row["psnr_fitted_db"] >= row["psnr_db"] for row in report.rows)

@@ -61,15 +61,19 @@ def test_the_configs_say_how_they_are_run_and_what_each_setting_changes() -> Non
         "confocal",
         "demo",
         "dfcan",
+        "espcn",
         "esrgan",
         "fast",
+        "fsrcnn",
         "ikc",
         "mammo",
         "pairs",
         "rcan",
         "real_esrgan",
+        "rrdb",
         "scanning",
         "scn",
+        "srgan_paper",
         "topography",
         "widefield",
     ]
@@ -87,6 +91,23 @@ def test_a_config_comes_back_from_its_dump(path: Path, tmp_path: Path) -> None:
     dump_config(recipe, tmp_path / "recipe.yaml")
     assert load_config(tmp_path / "recipe.yaml", Recipe) == recipe
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_the_config_of_the_paper_holds_its_other_losses_too(tmp_path: Path) -> None:
+    path = next(path for path in CONFIGS if path.stem == "srgan_paper")
+    first, rest = path.read_text().split("  # SRGAN-MSE", 1)
+    _, others = rest.split("  # SRGAN-VGG54", 1)
+    said, data = others.split("\n\n", 1)
+    lines = [line.replace("# ", "", 1) for line in said.splitlines() if re.match(r"  # +[a-z_]+:( [\[a-z0-9]|$)", line)]
+    assert len(lines) == 5
+    (tmp_path / "vgg.yaml").write_text(first + "\n".join(lines) + "\n\n" + data)
+    method = load_config(tmp_path / "vgg.yaml", Recipe).method
+    assert isinstance(method, SrganRecipe)
+    assert (method.pixel_weight, method.content.kind, method.content.layer) == (0, "vgg19", (5, 4))
+    assert method.content.weight == pytest.approx(1 / 12.75**2, rel=0.05)
+    plain = load_config(path, Recipe).method
+    assert isinstance(plain, SrganRecipe)
+    assert (plain.pixel_weight, plain.content.kind, plain.published) == (1, "none", True)
 
 
 @settings(deadline=None, max_examples=60)

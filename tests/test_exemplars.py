@@ -267,7 +267,7 @@ def test_neighbors_of_a_plane_give_exemplars():
 
 
 def test_self_exemplars_refuse_nonsense():
-    with pytest.raises(ValueError, match="one factor for y and x"):
+    with pytest.raises(ValueError, match="a factor for y and x"):
         SelfExemplars((1, 2, 2))
     with pytest.raises(ValueError, match="neighbors >= 0"):
         SelfExemplars(2, tolerance=0)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from medsr.blur import estimate_blur
 from medsr.card import TrainingCard
-from medsr.checkpoint import Checkpoint, TrainedUpscaler, load_checkpoint, load_upscaler
+from medsr.checkpoint import Checkpoint, TrainedUpscaler, load_checkpoint, load_upscaler, save_checkpoint
 from medsr.degradation import Degradation, DegradationRange, Gaussian
 from medsr.methods.correctors import Corrector, Predictor
 from medsr.methods.ikc import IkcNetwork, IkcRecipe
-from medsr.methods.kernel_code import render_kernel
+from medsr.methods.kernel_code import blur_of, render_kernel
 from medsr.methods.patches import signal_patches
 from medsr.methods.sftmd import SFTMD, PublishedSFTMD
 from medsr.recipe import Recipe, SrresnetRecipe
@@ -29,6 +29,7 @@ from medsr.training import TrainingError, train
 from medsr.training.alternation import learner
 from medsr.training.correction import correct, to_learn
 from medsr.training.phases import CorrectionPhase, PixelPhase
+from medsr.training.start import expect_blurs, start_from
 from medsr.upscaler import describe, fingerprint
 from medsr.upscaling import upscale
 from tests import laws
@@ -286,7 +287,7 @@ def recipe_of(folder: Path | None, out: Path, **parts: Any) -> Recipe:
         "seed": 3, "out": out,
     }  # fmt: skip
     for name, changes in parts.items():
-        plain[name] = {**plain[name], **changes}
+        plain[name] = {**plain.get(name, {}), **changes}
     return Recipe.model_validate(plain)
 
 
@@ -374,8 +375,71 @@ def test_the_correction_starts_from_other_weights_and_keeps_their_codes(
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
+        ({"degradation": {"fwhm_samples": (0.5, 3.5)}}, r"fwhm_samples \[0\.4, 2\.4\], not \[0\.5, 3\.5\]"),
+        ({"degradation": {"anisotropy": 1.5}}, r"anisotropy 1\.0, not 1\.5"),
+        ({"data": {"patch": (48, 48)}}, r"patches of \[16, 16\] coarse samples, not \[24, 24\]"),
+        ({"method": {"kernel_size": 25}}, "kernel_size=21, not 25"),
+        ({"method": {"corrections": 4}}, "corrections=2, not 4"),
+        ({"intensity": {"black": 0.0, "white": 900.0}}, "that of each file, not black 0 white 900"),
+    ],
+    ids=["range", "turned", "patch", "kernel", "corrections", "line"],
+)  # fmt: skip
+def test_a_start_that_was_told_other_blurs_is_refused(
+    scans: Path, undisturbed: Path, tmp_path: Path, parts: dict[str, Any], words: str
+) -> None:
+    start = {"start": undisturbed / "pixel.ckpt", "pixel_steps": 0, "correction_steps": 1}
+    recipe = recipe_of(scans, tmp_path / "run", training=start, **parts)
+    with pytest.raises(TrainingError, match=rf"training\.start: expected .*found others.*{words}"):
+        train(recipe)
+
+
+def test_a_start_of_other_micrometers_a_sample_is_refused(tmp_path: Path) -> None:
+    """The same range in micrometers stands for other codes where the spacing is another."""
+    degradation = {"fwhm_samples": None, "fwhm_um": (0.1, 0.5), "read_noise": None}
+    recipe = recipe_of(None, tmp_path, degradation=degradation)
+    network = recipe.method.build().eval()
+    assert isinstance(network, IkcNetwork)
+    expect_blurs(network, recipe, [(0.1, 0.1)])
+    save_checkpoint(tmp_path / "a.ckpt", network, recipe, card=TrainingCard(black=(0, 0), white=(1, 1), dtype="uint16"))
+    again = recipe.model_copy(update={"seed": 9})
+    start_from(tmp_path / "a.ckpt", recipe.method.build(), again, spacings=[(0.1, 0.1)])
+    with pytest.raises(TrainingError, match=r"narrowest blur .* coarse samples, not .*take scans of its spacing"):
+        start_from(tmp_path / "a.ckpt", recipe.method.build(), again, spacings=[(0.12, 0.12)])
+    other = recipe.model_copy(update={"degradation": recipe.degradation.model_copy(update={"psf": "airy"})})
+    with pytest.raises(TrainingError, match=r"degradation\.psf gaussian, not airy"):
+        start_from(tmp_path / "a.ckpt", recipe.method.build(), other, spacings=[(0.2, 0.2)])
+
+
+def test_pixels_alone_unlearn_to_find_the_blur(scans: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The log says that the middle of the blurs is assumed for every scan, and so it is."""
+    assert load_checkpoint(undisturbed / "best.ckpt").network.trained  # type: ignore[union-attr]
+    start = {"start": undisturbed / "best.ckpt", "pixel_steps": 1, "correction_steps": 0}
+    run = train(recipe_of(scans, tmp_path / "run", training=start))
+    network = load_checkpoint(run / "last.ckpt").network
+    assert isinstance(network, IkcNetwork)
+    assert not network.trained
+    assert network.adapt(scan_of(blurred(1.0)[0, 0].numpy())) is network
+    both = {"start": undisturbed / "best.ckpt", "pixel_steps": 1, "correction_steps": 1}
+    run = train(recipe_of(scans, tmp_path / "both", training=both))
+    trained = [load_checkpoint(run / name).network.trained for name in ("pixel.ckpt", "last.ckpt")]  # type: ignore[union-attr]
+    assert [int(each) for each in trained] == [0, 1]
+
+
+def test_pixels_alone_are_learned_with_one_blur(scans: Path, tmp_path: Path) -> None:
+    one = {"degradation": {"fwhm_samples": (1.0, 1.0)}, "training": {"pixel_steps": 1, "correction_steps": 0}}
+    run = train(recipe_of(scans, tmp_path / "run", **one))
+    network = load_checkpoint(run / "last.ckpt").network
+    assert isinstance(network, IkcNetwork)
+    assert not network.coder.known
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
         ({"degradation": {"fwhm_samples": (1.0, 1.0)}}, "expected a range of blurs"),
         ({"degradation": {"fwhm_samples": None}}, "expected a range of blurs"),
+        ({"degradation": {"fwhm_samples": None, "na": 0.5, "wavelength_um": 0.52, "axial_fwhm_um": (0.5, 1.0)}},
+         "expected a range of blurs"),
         ({"degradation": {"second": {}}}, "find the blur of one pass"),
         ({"data": {"folder": None, "pairs": Path("pairs")}, "degradation": {"fwhm_samples": None, "read_noise": None},
           "training": {"correction_steps": 0}}, "blurs that are known"),
@@ -414,3 +478,23 @@ def test_a_known_blur_is_told_and_kept():
     low = mammogram()[..., :24, :24]
     with torch.no_grad():
         assert not torch.equal(network(low), told(low))
+
+
+@pytest.mark.parametrize("psf", ["airy", "detector"])
+def test_what_is_told_and_found_has_the_shape_it_learned(psf: str) -> None:
+    """A width that is known is told as that of an Airy pattern or a detector, and the scan's degradation says so."""
+    blurs = DegradationRange(psf=psf, fwhm_um=(0.1, 0.3), anisotropy=1.0)
+    recipe = TINY.model_copy(update={"kernel_size": 31})
+    network = recipe.build().eval().requires_grad_(False)
+    network.expect(blurs, [(0.1, 0.1)], patch=(24, 24), seed=0)
+    network.trained.fill_(1)
+    told = network.tell((1.1, 1.1))
+    kernel = blur_of(blurs.model_copy(update={"fwhm_um": (0.22, 0.22)}).center((2, 2), (0.1, 0.1)))
+    true = network.coder.encode(render_kernel(kernel, (2, 2), (0.1, 0.1), size=31)[None])[0]
+    torch.testing.assert_close(told.code, true, rtol=0, atol=1e-4)
+    gaussian = render_kernel(Gaussian(fwhm_samples=1.1), (2, 2), size=31)[None]
+    assert float((network.coder.encode(gaussian)[0] - true).abs().max()) > 0.05
+    upscaler = upscaler_of(told, degradation=blurs)
+    assert upscaler.degradation is not None
+    low = Degradation((2, 2), kernel=kernel, spacing_um=(0.1, 0.1)).mean(real_scan()[:, :, 3])
+    torch.testing.assert_close(upscaler.degradation.mean(real_scan()[:, :, 3]), low, rtol=0, atol=1e-5)

@@ -3,10 +3,11 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from medsr.degradation import Airy, Degradation, DegradationRange, DetectorMTF, Gaussian
+from medsr.degradation import Airy, Degradation, DegradationRange, DetectorMTF, Gaussian, Weights
 from medsr.methods.kernel_code import KernelCode, blur_of, kernel_fwhm_samples, render_kernel
 from medsr.transforms import RandDegraded
 from tests.methods_asked import mammogram
@@ -60,6 +61,64 @@ def test_micrometers_are_samples_times_the_coarse_spacing() -> None:
     assert kernel_fwhm_samples(None, (2, 2)) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        Airy(0.9, 0.9, axial_fwhm_um=0.8),
+        DetectorMTF("lorentzian", f50_per_mm=400.0),
+        DetectorMTF("exponential", f50_per_mm=400.0),
+        DetectorMTF("gaussian", f50_per_mm=800.0),
+        DetectorMTF.measured([400.0, 800.0, 1600.0, 3200.0], [0.9, 0.6, 0.2, 0.01]),
+        Weights(np.hanning(11)[:, None] * np.hanning(15)[None]),
+    ],
+    ids=["airy", "lorentzian", "exponential", "gaussian", "table", "weights"],
+)
+def test_every_kernel_has_a_width_that_its_samples_show(kernel) -> None:
+    """Against the half maximum of the rendered kernel: its middle line for Airy, else its projection."""
+    spacing = (0.04, 0.05)
+    found = kernel_fwhm_samples(kernel, (2, 2), spacing)
+    weights = render_kernel(kernel, (2, 2), spacing, size=121, least=0.5).double().numpy()
+    for axis, width in enumerate(found):
+        profile = weights.take(60, 1 - axis) if isinstance(kernel, Airy) else weights.sum(1 - axis)
+        fine = np.interp(np.linspace(0, 120, 120_001), np.arange(121), profile)
+        seen = float((fine >= fine.max() / 2).sum()) * 1e-3 / 2
+        # The band of the fine grid rounds off the cusp of a Lorentzian's line; a table reads its line as it is seen.
+        assert width == pytest.approx(seen, rel=0.12 if getattr(kernel, "form", "") == "lorentzian" else 0.04)
+        assert width > 1
+
+
+@pytest.mark.parametrize("psf", ["airy", "detector"])
+def test_widths_of_a_microscope_and_a_detector_come_back(psf) -> None:
+    """Codes learned from the device's own kernels, not from Gaussians."""
+    blurs = DegradationRange(psf=psf, fwhm_um=(0.1, 0.3))
+    coder = KernelCode(2, size=41)
+    coder.learn(blurs, (2, 2), [(0.1, 0.1)], seed=0)
+    assert coder.widths.amin(0).tolist() == pytest.approx([0.5, 0.5], abs=0.01)
+    assert coder.widths.amax(0).tolist() == pytest.approx([1.5, 1.5], abs=0.01)
+    asked = torch.linspace(0.11, 0.29, 12)
+    kernels = [blur_of(blurs.model_copy(update={"fwhm_um": (w, w)}).center((2, 2), (0.1, 0.1))) for w in asked.tolist()]
+    rendered = torch.stack([render_kernel(kernel, (2, 2), (0.1, 0.1), size=41) for kernel in kernels])
+    found = coder.match(coder.encode(rendered)).fwhm_samples * 0.2
+    assert float((found / asked[:, None] - 1).abs().max()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("blurs", "factor", "spacing"),
+    [
+        (DegradationRange(na=0.5, wavelength_um=0.52, axial_fwhm_um=(0.5, 1.0)), (2, 2), (0.1, 0.1)),
+        (DegradationRange(fwhm_samples=(1.0, 1.0)), (2, 2), None),
+        (DegradationRange(fwhm_samples=(1.0, 1.0), anisotropy=2.0), (1, 2, 1), None),
+        (DegradationRange(fwhm_samples=(0.0, 0.02)), (2, 2), None),
+    ],
+    ids=["axial", "one", "one-axis", "points"],
+)
+def test_one_blur_is_no_family(blurs, factor, spacing) -> None:
+    with pytest.raises(ValueError, match=r"expected a range of blurs along a refined axis .* found one blur only"):
+        KernelCode(len(factor)).learn(blurs, factor, [spacing], seed=0)
+    assert blurs.blur_varies(factor) == (blurs.fwhm_samples == (0.0, 0.02))
+    assert blurs.blur_varies((2, 2, 2)) == (blurs.fwhm_samples != (1.0, 1.0) or blurs.anisotropy > 1)
+
+
 def test_a_code_can_be_shown_as_its_kernel(round_coder: KernelCode) -> None:
     kernel = render_kernel(Gaussian(fwhm_samples=1.3), (2, 2), size=21)
     shown = round_coder.decode(round_coder.encode(kernel[None]))[0]
@@ -68,7 +127,7 @@ def test_a_code_can_be_shown_as_its_kernel(round_coder: KernelCode) -> None:
 
 
 def test_kernels_of_a_microscope_and_a_detector_have_a_width(round_coder: KernelCode) -> None:
-    """None is a Gaussian; each is matched with the closest one."""
+    """None is a Gaussian; by codes of Gaussians each is matched with the closest one."""
     spacing = (0.065, 0.065)
     airy = [Airy(na, 0.52, radius_um=0.6) for na in (0.8, 1.0, 1.2)]
     found = widths_found(round_coder, airy, (2, 2), spacing)[:, 0] * 0.13  # micrometers

@@ -321,6 +321,32 @@ def test_killed_and_resumed_equals_never_stopped(
         train(again, resume=True)
 
 
+@pytest.mark.parametrize("side", ["low", "high"])
+def test_copies_of_either_side_stay_together_and_are_refused_in_the_other_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, side: str
+) -> None:
+    """A field acquired once on one side and twice on the other."""
+    low, high = measured(plane())
+    again = measured(plane(), seed=9)[0], high + np.random.default_rng(9).poisson(3, high.shape).astype(np.uint16)
+    twice = (low, again[1]) if side == "low" else (again[0], high)
+    write(tmp_path / "pairs", "a", low, high)
+    write(tmp_path / "pairs", "z", *twice)
+    for number in (8, 20):
+        write(tmp_path / "pairs", f"m{number}", *measured(plane(number), seed=number))
+    for seed in range(6):
+        recipe = recipe_of(tmp_path / "pairs", tmp_path / "run", data={"validation": 0.4})
+        recipe = recipe.model_copy(update={"seed": seed})
+        split = split_scans(recipe, Shelf(recipe))
+        held = {portion.source.path.stem for portion in split.validation}
+        assert ("a" in held) == ("z" in held)
+        assert 0 < len(held) < 4
+    write(tmp_path / "other", "y", *twice)
+    (tmp_path / "pairs" / "low" / "z.tif").unlink()
+    recipe = recipe_of(tmp_path / "pairs", tmp_path / "run", data={"validation_folder": tmp_path / "other"})
+    with pytest.raises(TrainingError, match="that are copies of scans there"):
+        split_scans(recipe, Shelf(recipe))
+
+
 def test_other_gray_values_are_refused_or_matched(tmp_path: Path) -> None:
     for number in range(3):
         low, high = measured(plane(8 + 4 * number), seed=number)

@@ -14,6 +14,7 @@ from medsr.recipe import RcanRecipe, Recipe
 from medsr.training import train
 from tests import laws
 from tests.methods_asked import mammogram, real_scan
+from tests.test_training import PowerCutError
 
 
 def loud(built: RCAN, *, tail: float) -> RCAN:
@@ -134,6 +135,35 @@ def test_training_measures_the_halo_and_keeps_it(tmp_path, caplog):
         low = mammogram()[..., :80, :80]
         made = parts.last(parts.rise(parts.body(parts.entry(low)))) + parts.base(low)
         torch.testing.assert_close(made, upscaler(low), rtol=0, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    return train(recipe(tmp_path_factory.mktemp("whole"), halo="measured"))
+
+
+@pytest.mark.parametrize("cut", [0, 2])  # before anything was measured; when best.ckpt has its halo, last.ckpt not yet
+def test_killed_while_measuring_and_resumed_equals_never_stopped(whole, tmp_path, monkeypatch, cut):
+    disturbed, calls = recipe(tmp_path / "cut", halo="measured"), []
+
+    def measured(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > cut:
+            raise PowerCutError
+        return measured_halo(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medsr.training.context.measured_halo", measured)
+        with pytest.raises(PowerCutError):
+            train(disturbed)
+    folder = disturbed.out
+    halos = [load_checkpoint(folder / name).card.halo is not None for name in ("best.ckpt", "last.ckpt")]
+    assert halos == [cut > 0, False]
+    assert not load_upscaler(folder).card.finished
+    train(disturbed, resume=True)
+    for name in ("best.ckpt", "last.ckpt"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_recipe_may_ask_for_the_exact_reach(tmp_path):

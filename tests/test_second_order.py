@@ -195,17 +195,16 @@ def test_every_count_and_kind_of_resizing_is_drawn():
     assert all(0.6 <= d.ringing <= 1 for d in found)
 
 
-def test_the_center_and_the_widest():
+def test_the_center_and_the_reach():
     center = RANGE.center((2, 2))
     assert isinstance(center, SecondOrder)
     assert center.between == (2, 2)
     assert repr(center) == repr(RANGE.center((2, 2)))
-    widest = RANGE.widest()
-    assert widest.fwhm_samples == (1.5, 1.5)
-    assert widest.second is not None
-    assert widest.second.fwhm_samples == (1.0, 1.0)
-    assert all(w >= c for w, c in zip(widest.center((2, 2)).halo, center.halo, strict=True))
-    assert DegradationRange().widest() == DegradationRange()
+    generator = drawn()
+    for factor in ((2, 2), (3, 2), (1, 4, 4)):
+        halos = [RANGE.sample(generator, factor).halo for _ in range(200)]
+        assert all(r >= max(h) for r, h in zip(RANGE.reach(factor), zip(*halos, strict=True), strict=True))
+    assert DegradationRange().reach((2, 2)) == DegradationRange().center((2, 2)).halo == (0, 0)
 
 
 def test_a_count_that_no_range_holds_is_the_nearest():

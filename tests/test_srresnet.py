@@ -11,6 +11,7 @@ from torch import nn
 from medsr.methods import Cubic, SRResNet
 from medsr.methods.shuffle import pixel_shuffle, prime_stages
 from medsr.methods.srresnet import UpsamplingStage
+from medsr.recipe import SrganRecipe, SrresnetRecipe
 from tests import laws
 from tests.methods_asked import NETWORKS, SMALL, as_method, coarse_and_fine, mammogram, network, noise, real_scan, sizes
 
@@ -144,6 +145,16 @@ def test_last_layer_and_sum_are_float32_under_autocast():
         handle.remove()
     assert seen == {"body": torch.bfloat16, "up": torch.bfloat16}
     assert float((detail.bfloat16() == detail).float().mean()) < 0.1, "the last layer was computed in half precision"
+
+
+def test_the_network_of_the_paper_comes_from_a_recipe():
+    for kind in (SrresnetRecipe, SrganRecipe):
+        built = kind(factor=(4, 4), norm="batch", published=True).build()
+        assert not built.residual
+        assert sum(p.numel() for p in built.parameters()) == 1_526_612
+        assert kind(factor=(4, 4), norm="batch").build().residual
+        with pytest.raises(ValueError, match="published: expected norm: batch"):
+            kind(factor=(4, 4), published=True)
 
 
 def test_published_network_has_neither_skip_nor_blindness():

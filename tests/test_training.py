@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from monai.transforms import RandRotate90d
 from scipy import ndimage
 from torch import Tensor
 
@@ -488,6 +489,30 @@ def test_another_recipe_or_other_scans_are_refused(undisturbed: Path, tmp_path: 
         train(both_phases(undisturbed, other), resume=True)
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = both_phases(undisturbed, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        at_step(patch, PixelPhase, 4, cut_power)
+        with pytest.raises(PowerCutError):
+            train(recipe)
+    path = tmp_path / "run" / "resume.ckpt"
+    state = torch.load(path, weights_only=True)
+    old = state["medsr"]["recipe"]
+    for section, name in (("data", "registration"), ("data", "pairs"), ("method", "published"), ("method", "norm")):
+        del old[section][name]
+    del old["degradation"]["second"], old["intensity"], old["method"]["content"]["layer"], state["medsr"]["held_out"]
+    torch.save(state, path)
+    changed = {"black": 0.0, "white": 4000.0}
+    with pytest.raises(
+        TrainingError, match=r"intensity.black: None became 0.0; intensity.white: None became 4000.0; set"
+    ):
+        train(Recipe.model_validate(recipe.model_dump() | {"intensity": changed}), resume=True)
+    train(recipe, resume=True)
+    assert same(weights(tmp_path / "run"), weights(undisturbed / "run"))
+
+
 def test_what_a_run_leaves_behind(undisturbed: Path) -> None:
     run = undisturbed / "run"
     recipe = both_phases(undisturbed, run)
@@ -757,6 +782,41 @@ def test_patches_have_a_margin_for_the_blur_and_travel_to_other_processes(folder
     again = pickle.loads(pickle.dumps(dataset))[1, 7]
     assert all(torch.equal(a, b) for a, b in zip(pair, again, strict=True))
     assert tuple(pair[1].shape) == (1, 32, 32)
+
+
+BLURS: list[dict[str, Any]] = [
+    {"fwhm_samples": (0.2, 1.5), "anisotropy": 2.0},
+    {"fwhm_um": (0.1, 0.6), "anisotropy": 4.0},
+    {"fwhm_samples": (0.0, 0.05), "anisotropy": 9.0},  # narrower than the grid: widened where it is turned
+    {"fwhm_samples": (0.2, 1.5), "anisotropy": 2.0,
+     "second": {"between": (0.5, 1.5), "fwhm_samples": (0.0, 0.8), "ringing": (0.7, 1.0)}},
+    {"fwhm_um": (0.2, 0.5), "sampling": "cubic",
+     "second": {"between": (0.3, 2.2), "fwhm_samples": (0.0, 0.8), "anisotropy": 3.0}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("blur", BLURS)
+@pytest.mark.parametrize("factor", [(2, 2), (4, 4), (3, 2)])
+@pytest.mark.parametrize("spacing", [(0.13, 0.13), (0.1, 0.4)])
+def test_no_draw_looks_beyond_the_margin(blur: dict, factor: tuple[int, int], spacing: tuple[float, float]) -> None:
+    parts = {"method": {"factor": factor}, "data": {"patch": (48, 48)}, "degradation": blur}
+    recipe = recipe_of(None, Path("run"), **parts)
+    transforms = patch_transforms(recipe, [spacing])
+    margin = [m // f for m, f in zip(transforms[0].margin, factor, strict=True)]
+    generator = torch.Generator().manual_seed(5)
+    halos = [recipe.degradation.sample(generator, factor, spacing).halo for _ in range(300)]
+    largest = [max(along) for along in zip(*halos, strict=True)]
+    assert all(m >= h for m, h in zip(margin, largest, strict=True)), (margin, largest)
+    square = factor[0] == factor[1] and spacing[0] == spacing[1]
+    assert any(isinstance(transform, RandRotate90d) for transform in transforms) == square
+    if square:
+        assert margin[0] == margin[1] <= max(largest) + 3
+
+
+@pytest.mark.parametrize("name", ["real_esrgan", "widefield", "ikc"])
+def test_the_configs_turn_their_patches(name: str) -> None:
+    recipe = load_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml", Recipe)
+    assert any(isinstance(transform, RandRotate90d) for transform in patch_transforms(recipe, [(0.13, 0.13)]))
 
 
 def test_the_card_names_no_file(folder: Path, tmp_path: Path) -> None:

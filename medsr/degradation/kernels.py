@@ -16,7 +16,7 @@ __all__ = ["Airy", "FineGrid", "Gaussian", "Kernel", "Part", "Weights"]
 
 Array = NDArray[np.float64]
 
-AIRY_FWHM = 0.5144938
+AIRY_FWHM = 0.514497
 """Full width at half maximum of the Airy pattern in units of wavelength / na: it is 1/2 at v = 1.6163399."""
 
 NARROWEST_ROTATED = 0.35  # sd in fine samples below which a ridge at an angle would be sampled as a staircase

@@ -123,11 +123,13 @@ class DetectorMTF:
         axes = tuple(range(max(len(grid.factor) - 2, 0), len(grid.factor)))
         steps_mm = [grid.step_um(a, cure="a Gaussian with fwhm_samples") * 1e-3 for a in axes]
         size = 4 * LONGEST
-        frequency = np.fft.fftfreq(size)
-        radial = np.zeros((size,) * len(axes))
-        phase = np.ones((size,) * len(axes), np.complex128)
+        # A kernel is real: half the frequencies along the last axis tell all.
+        lines = [np.fft.fftfreq(size)] * (len(axes) - 1) + [np.fft.rfftfreq(size)]
+        shape = tuple(map(len, lines))
+        radial = np.zeros(shape)
+        phase = np.ones(shape, np.complex128)
         for i, (axis, step) in enumerate(zip(axes, steps_mm, strict=True)):
-            line = frequency.reshape([-1 if j == i else 1 for j in range(len(axes))])
+            line = lines[i].reshape([-1 if j == i else 1 for j in range(len(axes))])
             radial = radial + (line / step) ** 2
             if grid.half[axis]:
                 taper = np.cos(math.pi / 2 * np.clip((np.abs(line) - TAPER) / (0.5 - TAPER), 0, 1)) ** 2
@@ -137,9 +139,9 @@ class DetectorMTF:
 
 
 def _shortest(asked: NDArray[np.complex128], half: list[bool]) -> Array:
-    """The shortest middle part of the inverse transform of `asked` whose own transform stays within `CLOSE` of it."""
-    spread = np.fft.ifftn(asked).real
-    axes = tuple(range(spread.ndim))
+    """The shortest middle part of the inverse real transform of `asked` whose own transform is within `CLOSE` of it."""
+    axes = tuple(range(asked.ndim))
+    spread = np.fft.irfftn(asked, (4 * LONGEST,) * asked.ndim, axes)
     along = asked.reshape(len(asked), -1)[:, 0]
     for reach in (*range(1, 9), *range(10, 16, 2), *range(16, LONGEST + 1, 4)):
         index = [np.arange(-reach, reach + (0 if h else 1)) for h in half]
@@ -147,10 +149,11 @@ def _shortest(asked: NDArray[np.complex128], half: list[bool]) -> Array:
         kept = kept / kept.sum()
         line = np.zeros(len(spread))
         line[index[0]] = kept.reshape(len(index[0]), -1).sum(1)
-        if np.abs(np.fft.fft(line) - along).max() > CLOSE:  # a quick look along one axis spares most whole transforms
+        # A quick look along one axis spares most whole transforms.
+        if np.abs(np.fft.fft(line)[: len(along)] - along).max() > CLOSE:
             continue
         own = np.zeros(spread.shape)
         own[np.ix_(*index)] = kept
-        if np.abs(np.fft.fftn(own, axes=axes) - asked).max() <= CLOSE:
+        if np.abs(np.fft.rfftn(own, axes=axes) - asked).max() <= CLOSE:
             break
     return np.asarray(kept, np.float64)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from medsr.degradation.shapes import Psf, psf_of_fwhm
 from medsr.scan import Factor, validate_factor
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ SCANNING_DRAWS = 2
 
 ALMOST_ALONG = 1e-9
 """Of half a turn: an angle that is no axis, and no other than one for all else."""
+
+BETWEEN_ENDS = 16
+"""Parts a range of detector widths is looked at in, for its reach: a narrow one may ring further than a wide one."""
 
 RESIZINGS: tuple[Resizing, ...] = ("area", "linear", "cubic")
 """How a first pass may have been resized (Wang et al. 2021, section 3.1)."""
@@ -104,6 +108,10 @@ class DegradationRange(BaseModel):
     sampling: Literal["area", "point", "cubic"] = Field(
         "area", description="area: pixels integrate (cameras, detectors); point: scanning, no antialias; cubic: MATLAB"
     )
+    psf: Psf = Field(
+        "gaussian",
+        description="in-plane shape of the blur: gaussian; airy: widefield; detector: scintillator (width of a line)",
+    )
     fwhm_um: Range | None = Field(None, description="in-plane blur, full width at half maximum from..to, micrometers")
     fwhm_samples: Range | None = Field(
         None, description="the same in coarse samples, along every refined axis, z too; for unknown spacing"
@@ -168,16 +176,36 @@ class DegradationRange(BaseModel):
             raise ValueError("degradation: anisotropy above 1 needs fwhm_um or fwhm_samples")
         return self
 
+    @model_validator(mode="after")
+    def _shaped(self) -> Self:
+        if self.psf == "gaussian":
+            return self
+        if self.fwhm_um is None and not (self.psf == "airy" and self.na is not None):
+            found = "fwhm_samples" if self.fwhm_samples is not None else "na" if self.na is not None else "none"
+            more = " (or na and wavelength_um)" if self.psf == "airy" else ""
+            raise ValueError(
+                f"psf: expected fwhm_um{more} with {self.psf}, whose shape is told in micrometers, found {found}; give "
+                "it, or leave psf out for a Gaussian"
+            )
+        if self.anisotropy > 1:
+            raise ValueError(
+                f"psf: expected anisotropy 1 with {self.psf}, which is round, found {self.anisotropy}; leave one out"
+            )
+        if self.psf == "detector" and self.axial_fwhm_um is not None:
+            raise ValueError("psf: expected no axial_fwhm_um with detector, which blurs in the plane; leave one out")
+        return self
+
     @property
     def in_micrometers(self) -> bool:
         """Whether its blur has a width in micrometers, which only a scan's spacing turns into samples."""
         return any(each is not None for each in (self.fwhm_um, self.axial_fwhm_um, self.na))
 
-    @property
-    def blur_varies(self) -> bool:
-        """Whether it holds more than one blur."""
-        ranges = [each for each in (self.fwhm_um, self.fwhm_samples, self.axial_fwhm_um) if each is not None]
-        return any(low != high for low, high in ranges) or self.anisotropy > 1
+    def blur_varies(self, factor: Factor) -> bool:
+        """Whether scans of a factor meet more than one blur: a width along z counts where the factor has a z."""
+        axial = self.axial_fwhm_um if len(factor) == 3 else None
+        ranges = [each for each in (self.fwhm_um, self.fwhm_samples, axial) if each is not None]
+        turned = self.anisotropy > 1 and (self.fwhm_um is not None or all(f > 1 for f in factor[-2:]))
+        return turned or any(low != high for low, high in ranges)
 
     def sample(
         self, generator: torch.Generator, factor: Factor, spacing_um: Spacing | None = None
@@ -224,19 +252,20 @@ class DegradationRange(BaseModel):
             counts = _fractions(self.second.between, validate_factor(factor))
             kinds = [(i + 0.5) / len(RESIZINGS) for i in range(len(RESIZINGS))]
             turned = turned or self.second.anisotropy > 1
+        widths = [i / BETWEEN_ENDS for i in range(BETWEEN_ENDS + 1)] if self.psf == "detector" else [1.0]
         halos = []
         # Along an axis a blur reaches furthest where its larger width lies on it; exactly on it, a narrow one is not
         # widened as at an angle (Gaussian.angle_deg), hence the hair's breadth beside.
         for angle in (ALMOST_ALONG, 0.5 + ALMOST_ALONG) if turned else (0.0,):
-            wide = (1.0, 1.0, 1.0, angle, 0.5, 0.5)
-            for count, kind in itertools.product(counts, kinds):
-                halos.append(self._at([*wide, *wide, count, kind, 0.5], factor, spacing_um).halo)
+            for count, kind, width in itertools.product(counts, kinds, widths):
+                wide = (width, 1.0, 1.0, angle, 0.5, 0.5)
+                halos.append(self._at([*wide, 1.0, *wide[1:], count, kind, 0.5], factor, spacing_um).halo)
         return tuple(max(axis) for axis in zip(*halos, strict=True))
 
     def _at(self, draw: list[float], factor: Factor, spacing_um: Spacing | None) -> Degradation | SecondOrder:
         """The degradation at the fractions (width, axial width, anisotropy, angle, photons, read noise), and with a
         second pass those of it, then (samples between the passes, resizing, ringing)."""
-        from medsr.degradation.kernels import Gaussian
+        from medsr.degradation.kernels import Airy, Gaussian
         from medsr.degradation.operator import Degradation
         from medsr.degradation.second_order import SecondOrder
 
@@ -248,6 +277,12 @@ class DegradationRange(BaseModel):
             axial = _between(self.axial_fwhm_um, draw[1])
             if axial is not None and isinstance(kernel, Gaussian):
                 kernel = replace(kernel, axial_fwhm_um=axial)
+            if self.psf == "airy" and isinstance(kernel, Gaussian):
+                kernel = Airy(self.na, self.wavelength_um, axial_fwhm_um=kernel.axial_fwhm_um)
+        elif self.psf != "gaussian":
+            kernel = psf_of_fwhm(
+                self.psf, _between(self.fwhm_um, draw[0]) or 0.0, _between(self.axial_fwhm_um, draw[1])
+            )
         else:
             kernel = _blur(self, draw, factor)
         noise = _noise(self, draw)

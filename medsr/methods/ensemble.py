@@ -155,7 +155,8 @@ class Ensemble(nn.Module):
     def __repr__(self) -> str:
         turns = " with quarter turns" if any(view.turned for view in self.views) else ""
         names = "; ".join(map(describe, self.parts))
-        return f"Ensemble of {len(self.views)} views{turns}: {names}"
+        several = f"{len(self.views)} views{turns}" if len(self.views) > 1 else f"{len(self.parts)} methods"
+        return f"Ensemble of {several}: {names}"
 
 
 def _check(members: tuple[Upscaler, ...], flips: bool) -> None:

@@ -39,6 +39,10 @@ KEPT_PLANES = 8
 """Planes whose registration is kept; a stack goes through its planes one after the other."""
 
 
+LOOKED_AT = 3
+"""Planes of a scan for which `adapt` says whether the library knows them."""
+
+
 class Exemplars:
     """An Upscaler that takes detail from similar fine scans of a library on disk.
 
@@ -129,7 +133,17 @@ class Exemplars:
             tolerance=self.tolerance, steps=self.steps,
         )  # fmt: skip
         adapted._scan, adapted._leave_out = scan, frozenset(refused)
+        adapted._say_what_matches()
         return adapted
+
+    def _say_what_matches(self) -> None:
+        """Look at a few planes, evenly spread, and say for how many the library has an exemplar."""
+        planes = self._adapted().shape[:-2]
+        count = math.prod(planes)
+        picks = sorted({round(i * (count - 1) / max(1, LOOKED_AT - 1)) for i in range(min(LOOKED_AT, count))})
+        matched = sum(bool(self.found(tuple(int(i) for i in np.unravel_index(pick, planes)))) for pick in picks)
+        rest = "" if matched == len(picks) else "; where none matches, detail is interpolated"
+        _log.info("library: %d of %d planes looked at have an exemplar%s", matched, len(picks), rest)
 
     def at(self, origin: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
         """How a tile of the adapted scan is run whose first sample, halo included, is `origin`.

@@ -11,9 +11,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from medsr.degradation.kernels import Gaussian
 from medsr.methods.correctors import Corrector, Predictor
-from medsr.methods.kernel_code import KernelCode, Spacing, render_kernel
+from medsr.methods.kernel_code import KernelCode, Spacing
 from medsr.methods.network import Network
 from medsr.methods.patches import signal_patches
 from medsr.methods.settings import NetworkRecipe
@@ -201,11 +200,10 @@ class IkcNetwork(Network):
         """The network told a blur that is known, from beads or an edge; weights are shared, `adapt` finds none.
 
         Args:
-            fwhm_samples: full width at half maximum, coarse samples along each axis of the factor.
+            fwhm_samples: full width at half maximum, coarse samples along each axis of the factor; of a blur of the
+                shape (Gaussian, Airy or detector) that it learned to expect.
         """
-        axial = fwhm_samples[0] if len(fwhm_samples) == 3 else None
-        kernel = Gaussian(fwhm_samples=(fwhm_samples[-2], fwhm_samples[-1]), axial_fwhm_samples=axial)
-        code = self.coder.encode(render_kernel(kernel, self.factor, size=self.coder.size)[None].to(self.code))[0]
+        code = self.coder.encode_fwhm(fwhm_samples, self.factor)
         bound = self._bound(code, list(fwhm_samples))
         bound.trained.zero_()
         bound.told = f"blur told: {' x '.join(f'{width:.2f}' for width in fwhm_samples)} samples"

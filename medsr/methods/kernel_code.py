@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medsr.degradation.kernels import FineGrid, Gaussian, Kernel
+from medsr.degradation.kernels import Airy, FineGrid, Gaussian, Kernel
+from medsr.degradation.mtf import DetectorMTF
 from medsr.degradation.operator import Degradation
+from medsr.degradation.shapes import Psf, psf_of_fwhm
 from medsr.scan import Factor
 
 if TYPE_CHECKING:
     from medsr.degradation.range import DegradationRange
     from medsr.degradation.second_order import SecondOrder
 
-__all__ = ["KERNEL_SIZE", "KernelCode", "Matched", "blur_of", "kernel_fwhm_samples", "render_kernel"]
+__all__ = ["KERNEL_SIZE", "KernelCode", "Matched", "blur_of", "kernel_fwhm_samples", "kernel_of_fwhm", "render_kernel"]
 
 Spacing = tuple[float | None, ...]
 Array = NDArray[np.float64]
@@ -66,7 +68,9 @@ def blur_of(degradation: Degradation | SecondOrder) -> Kernel | None:
     raise ValueError("kernel: expected a degradation of one pass, found two passes; leave degradation.second out")
 
 
-def render_kernel(kernel: Kernel | None, factor: Factor, spacing_um: Spacing | None = None, *, size: int) -> Tensor:
+def render_kernel(
+    kernel: Kernel | None, factor: Factor, spacing_um: Spacing | None = None, *, size: int, least: float = LEAST_KEPT
+) -> Tensor:
     """A point spread function on a fixed piece of the fine grid, about its middle sample.
 
     Args:
@@ -74,12 +78,13 @@ def render_kernel(kernel: Kernel | None, factor: Factor, spacing_um: Spacing | N
         factor: fine samples for each coarse one.
         spacing_um: fine spacing of the factor's axes, needed by kernels in micrometers.
         size: fine samples along each axis, odd; what lies beyond is left out, and the rest has the sum 1.
+        least: share of the kernel that has to lie on the grid.
 
     Returns:
         (size, ...) with one axis for each of the factor, float32.
 
     Raises:
-        ValueError: more than 2 % of the kernel lie beyond; an unknown spacing that the kernel needs.
+        ValueError: more of the kernel lies beyond, by default more than 2 %; an unknown spacing that the kernel needs.
     """
     axes = len(factor)
     grid = FineGrid(factor, spacing_um or (None,) * axes, (False,) * axes)
@@ -90,13 +95,27 @@ def render_kernel(kernel: Kernel | None, factor: Factor, spacing_um: Spacing | N
         weights = _fitted(part.weights, size)
         kept *= float(weights.sum() / part.weights.sum())
         whole = whole * np.expand_dims(weights, [a for a in range(axes) if a not in part.axes])
-    if kept < LEAST_KEPT:
+    if kept < least:
         raise ValueError(
             f"kernel: expected a blur that fits on {size} fine samples along each axis, found one of which "
             f"{100 * (1 - kept):.0f} % lie beyond; raise method.kernel_size, or narrow the blur of the degradation"
         )
     whole = _fitted(whole, size)
     return torch.from_numpy(whole / whole.sum()).float()
+
+
+def kernel_of_fwhm(psf: Psf, fwhm_samples: Sequence[float], factor: Factor) -> tuple[Kernel, Factor, Spacing]:
+    """A kernel of a shape and of full widths at half maximum in coarse samples, one for each axis of the factor (0: no
+    blur), with the factor and the fine spacing for it, as `render_kernel` takes them.
+
+    Airy and detector know micrometers only: here one micrometer is their width, and the spacing does the rest.
+    """
+    plane = (fwhm_samples[-2], fwhm_samples[-1])
+    axial = fwhm_samples[0] if len(factor) == 3 and fwhm_samples[0] > 0 else None
+    if psf == "gaussian" or min(plane) <= 0:
+        return Gaussian(fwhm_samples=plane, axial_fwhm_samples=axial), factor, (None,) * len(factor)
+    spacing = tuple(1 / (width * f) if width > 0 else 1.0 for width, f in zip(fwhm_samples, factor, strict=True))
+    return psf_of_fwhm(psf, 1.0, None if axial is None else 1.0), factor, spacing
 
 
 def _fitted(weights: Array, size: int) -> Array:
@@ -118,12 +137,12 @@ def _fitted(weights: Array, size: int) -> Array:
     return weights
 
 
-def kernel_fwhm_samples(
-    kernel: Kernel | None, factor: Factor, spacing_um: Spacing | None = None
-) -> tuple[float, ...] | None:
-    """Full width at half maximum along each axis of the factor, in coarse samples; of a turned Gaussian that of its
-    projection onto the axis. None where the kernel is no Gaussian, whose width then is that of the Gaussian it is
-    closest to (see `KernelCode.match`).
+def kernel_fwhm_samples(kernel: Kernel | None, factor: Factor, spacing_um: Spacing | None = None) -> tuple[float, ...]:
+    """Full width at half maximum along each axis of the factor, in coarse samples.
+
+    Of a Gaussian that of its projection onto the axis; of an Airy pattern that through its middle; of a detector that
+    of the image of a thin line; of any other kernel, and of a detector whose curve is a table, that of its projection
+    as the fine grid holds it.
 
     Raises:
         ValueError: a width in micrometers and an unknown spacing.
@@ -131,9 +150,12 @@ def kernel_fwhm_samples(
     axes = len(factor)
     if kernel is None:
         return (0.0,) * axes
-    if not isinstance(kernel, Gaussian):
-        return None
     grid = FineGrid(factor, spacing_um or (None,) * axes, (False,) * axes)
+    if isinstance(kernel, (Airy, DetectorMTF)) and kernel.fwhm_um is not None:
+        axial = kernel.axial_fwhm_um if isinstance(kernel, Airy) else None
+        kernel = Gaussian(kernel.fwhm_um, axial_fwhm_um=axial)
+    if not isinstance(kernel, Gaussian):
+        return _rendered_fwhm(kernel, grid)
     widths = [0.0] * axes
     if axes == 3 and kernel.axial_fwhm_um is not None:
         widths[0] = kernel.axial_fwhm_um / grid.step_um(0, cure="a width in samples") / factor[0]
@@ -148,6 +170,29 @@ def kernel_fwhm_samples(
         step = factor[axis] * grid.step_um(axis, cure="fwhm_samples") if kernel.fwhm_um is not None else 1.0
         widths[axis] = width / step
     return tuple(widths)
+
+
+def _rendered_fwhm(kernel: Kernel, grid: FineGrid) -> tuple[float, ...]:
+    """Full widths at half maximum of the projections of a kernel onto the axes, in coarse samples; 0: no blur."""
+    widths = [0.0] * len(grid.factor)
+    for part in kernel.parts(grid):
+        for index, axis in enumerate(part.axes):
+            others = tuple(i for i in range(part.weights.ndim) if i != index)
+            widths[axis] = _fwhm(part.weights.sum(others)) / grid.factor[axis]
+    return tuple(widths)
+
+
+def _fwhm(line: Array) -> float:
+    """Samples between the two places where a line (n,) falls to half its largest value; a single sample is a point."""
+    if len(line) == 1:
+        return 0.0
+    line = np.pad(line, 1)
+    half, peak = line.max() / 2, int(line.argmax())
+    ends = []
+    for side in (line[peak:], line[peak::-1]):
+        after = int((side < half).argmax())
+        ends.append(after - 1 + float((side[after - 1] - half) / (side[after - 1] - side[after])))
+    return sum(ends)
 
 
 class KernelCode(nn.Module):
@@ -204,7 +249,8 @@ class KernelCode(nn.Module):
             seed: of the draws.
 
         Raises:
-            ValueError: a kernel that is too wide for the grid, or in micrometers with an unknown spacing.
+            ValueError: a kernel that is too wide for the grid, or in micrometers with an unknown spacing; one blur
+                only.
         """
         generator = torch.Generator().manual_seed(seed)
         turns = list(dict.fromkeys(spacings)) or [None]
@@ -213,8 +259,13 @@ class KernelCode(nn.Module):
             spacing = turns[number % len(turns)]
             kernel = blur_of(blurs.sample(generator, factor, spacing))
             kernels.append(render_kernel(kernel, factor, spacing, size=self.size).flatten())
-            widths.append(kernel_fwhm_samples(kernel, factor, spacing) or (0.0,) * self.axes)
+            widths.append(kernel_fwhm_samples(kernel, factor, spacing))
         family = torch.stack(kernels)
+        if float((family - family[0]).norm(dim=1).amax()) <= FAINTEST * float(family[0].norm()):
+            raise ValueError(
+                f"degradation: expected a range of blurs along a refined axis of the factor {tuple(factor)}, found one "
+                "blur only; give fwhm_um, fwhm_samples or, with a z in the factor, axial_fwhm_um [from, to]"
+            )
         mean, basis = _components(family[:LEARNED_FROM].double().numpy(), self.length)
         with torch.no_grad():
             self.mean.copy_(torch.from_numpy(mean))
@@ -232,6 +283,28 @@ class KernelCode(nn.Module):
         """Codes (n, length) to kernels (n, *size), as near as the components come."""
         kernels = self.mean + codes.to(self.mean) @ self.basis
         return kernels.reshape(-1, *(self.size,) * self.axes)
+
+    def encode_fwhm(self, fwhm_samples: Sequence[float], factor: Factor) -> Tensor:
+        """The code (length,) of a blur of the family's shape and of widths in coarse samples, one for each axis.
+
+        Raises:
+            ValueError: it is too wide for the grid.
+        """
+        told = kernel_of_fwhm(self._shape(fwhm_samples, factor), fwhm_samples, factor)
+        return self.encode(render_kernel(*told, size=self.size)[None])[0]
+
+    def _shape(self, fwhm_samples: Sequence[float], factor: Factor) -> Psf:
+        """The shape that codes can show best, at the widths of the family that are nearest to these."""
+        if not self.known:
+            return "gaussian"
+        asked = torch.tensor(fwhm_samples).to(self.widths)
+        near = torch.minimum(torch.maximum(asked, self.widths.amin(0)), self.widths.amax(0)).tolist()
+        shapes = get_args(Psf)
+        told = [kernel_of_fwhm(psf, near, factor) for psf in shapes]
+        kernels = torch.stack([render_kernel(*each, size=self.size, least=0.0) for each in told]).to(self.mean)
+        off = (self.decode(self.encode(kernels)) - kernels).flatten(1).norm(dim=1)
+        chosen: Psf = shapes[int(off.argmin())]
+        return chosen
 
     def match(self, codes: Tensor) -> Matched:
         """What codes (n, length) stand for: the mix of members next to each that comes closest, by least squares."""

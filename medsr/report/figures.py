@@ -21,7 +21,7 @@ __all__ = ["Curve", "curves_svg", "gray_png", "map_png", "map_svg"]
 
 Array = NDArray[Any]
 
-RC = {
+RC: dict[Any, Any] = {
     "svg.hashsalt": "medsr",  # the same figure has the same bytes
     "svg.fonttype": "path",  # looks the same without the font
     "font.family": "DejaVu Sans",
@@ -162,7 +162,7 @@ def map_svg(
         axes.locator_params(nbins=5)
         bar = figure.colorbar(shown, ax=axes, extend="both" if diverging else "max", shrink=0.95)
         bar.set_label(labels[2])
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         return _svg(figure)
 
 
@@ -172,5 +172,5 @@ def _colors(*, diverging: bool) -> Any:
 
 def _svg(figure: Figure) -> str:
     out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(out, format="svg", bbox_inches="tight", pad_inches=0.06, metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from medsr.pictures import number as gray_number
 from medsr.report import sections
-from medsr.report.figures import gray_png, map_png, map_svg
+from medsr.report.figures import gray_png
+from medsr.report.layers import by, geometry, layers, overview, shown_maps, thumbnail
 from medsr.report.maps import Map
 from medsr.report.material import Given, Material, material_of
-from medsr.report.sections import Figure
-from medsr.report.view import plane_of, reduced
 from medsr.scan import Scan
 from medsr.version import __version__
 
@@ -33,22 +29,6 @@ LIMIT = 5.0
 """Sigma at the ends of the color bar."""
 WARN_RMS, WARN_SHARE = 1.2, 0.01
 """Figures from which a reader is warned: rms of z, and share of samples beyond 3 sigma."""
-EXPECTED = {
-    "interval width": "No calibrated intervals were given with this result.",
-    "invention": "No invention map was given with this result.",
-}
-LABELS = {"measured": "Measured", "cubic": "Cubic", "estimate": "Estimate", "truth": "Truth"}
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A picture of the enlarged region in the viewer."""
-
-    name: str
-    label: str
-    uri: str
-    size: tuple[int, int]
-    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +121,12 @@ def summarized(
         subtitle=_subtitle(material),
         facts=_facts(material, found),
         warnings=[*flags, *(material.provenance.warnings if material.provenance else material.estimate.warnings)],
-        layers=_layers(material, shown),
-        overview=_overview(material),
-        geometry=_geometry(material, found),
-        maps=_maps(material, shown, found),
+        layers=layers(material, shown),
+        overview=overview(material),
+        geometry=geometry(material, found),
+        maps=shown_maps(material, shown, found),
         regions=sections.consistency_table(found) if found is not None else None,
-        describe=found.describe() if found is not None else "",
+        describe=_sentence(found.describe()) if found is not None else "",
         profile=sections.profile(material),
         curves=sections.curves(material),
         tables=[sections.accuracy(material), sections.resolutions(material), sections.quantities(material)],
@@ -154,8 +134,8 @@ def summarized(
         card=card,
     )
     write_text(page, text)
-    thumbnail = gray_png(_thumbnail(material.crops["estimate"]), material.close)
-    return Summary(material.name, page, thumbnail, _figures(material, found), tuple(flags))
+    small = gray_png(thumbnail(material.crops["estimate"]), material.close)
+    return Summary(material.name, page, small, _figures(material, found), tuple(flags))
 
 
 def page_path(out: Path | str, name: str) -> Path:
@@ -246,8 +226,8 @@ def _doubts(found: ConsistencyMap | None) -> list[str]:
     return doubts
 
 
-def _by(sizes: Sequence[int]) -> str:
-    return " × ".join(f"{n:,}" for n in sizes)
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _factor(material: Material) -> str:
@@ -276,11 +256,11 @@ def _facts(material: Material, found: ConsistencyMap | None) -> list[tuple[str, 
     """(name, figure, small print)."""
     facts = []
     if material.low is not None:
-        facts.append(("Measured", _by(material.low.shape), _spacing(material.low)))
-    facts.append(("Estimate", _by(material.estimate.shape), _spacing(material.estimate)))
+        facts.append(("Measured", by(material.low.shape), _spacing(material.low)))
+    facts.append(("Estimate", by(material.estimate.shape), _spacing(material.estimate)))
     if found is not None and found.samples:
         facts.append(("Consistency", f"{found.rms:.2f} σ rms", "1 for the true scene, less follows the noise"))
-        facts.append(("Beyond 3 σ", f"{100 * found.beyond:.2g} %", "0.27 % expected of noise"))
+        facts.append(("Beyond 3 σ", sections.percent(found.beyond), "0.27 % expected of noise"))
         facts.append(("Flagged regions", f"{found.found:,}", "contradict the measured scan"))
     place = material.view.place(material.low or material.estimate)
     if place:
@@ -289,165 +269,15 @@ def _facts(material: Material, found: ConsistencyMap | None) -> list[tuple[str, 
 
 
 def _figures(material: Material, found: ConsistencyMap | None) -> dict[str, str]:
-    figures = {"size": _by(material.estimate.shape), "finer": _factor(material)}
+    figures = {"size": by(material.estimate.shape), "finer": _factor(material)}
     if found is not None and found.samples:
         figures["rms, σ"] = f"{found.rms:.2f}"
-        figures["beyond 3 σ"] = f"{100 * found.beyond:.2g} %"
+        figures["beyond 3 σ"] = sections.percent(found.beyond)
         figures["flagged"] = f"{found.found:,}"
-    rows = sections.accuracy(material).rows
-    figures |= {"PSNR, dB": row[1] for row in rows if row[0] == "estimate"}
+    for row in sections.accuracy(material).rows:
+        if row[0] == "estimate":
+            figures["PSNR, dB"] = row[1]
     return figures
-
-
-def _layers(material: Material, maps: Mapping[str, Map]) -> list[Layer]:
-    notes = {
-        "measured": "each sample a block",
-        "cubic": "cubic interpolation",
-        "estimate": "the result",
-        "truth": "measured finer",
-    }
-    layers = [
-        Layer(name, LABELS[name], gray_png(plane, material.close), plane.shape, notes[name])
-        for name, plane in material.crops.items()
-    ]
-    for title, each in maps.items():
-        plane = _map_part(material, each)
-        limit = _limit(each, plane)
-        uri = map_png(plane, limit, diverging=each.diverging)
-        layers.append(Layer(title, title.capitalize(), uri, plane.shape, _legend(each, limit)))
-    return layers
-
-
-def _fine(material: Material, each: Map) -> bool:
-    """Whether a map lies on the result's grid.
-
-    Raises:
-        ValueError: it lies on neither.
-    """
-    coarse = None if material.low is None else material.low.shape
-    if each.scan.shape == material.estimate.shape:
-        return True
-    if each.scan.shape == coarse:
-        return False
-    raise ValueError(f"map: expected the shape {material.estimate.shape} or {coarse}, found {each.scan.shape}")
-
-
-def _map_part(material: Material, each: Map) -> Any:
-    view = material.view
-    return plane_of(each.scan, view, view.rows, view.columns, fine=_fine(material, each))
-
-
-def _limit(each: Map, plane: Any) -> float:
-    if each.limit is not None:
-        return each.limit
-    known = np.abs(plane[np.isfinite(plane)])
-    most = float(np.percentile(known, 99.5)) if known.size else 0.0
-    return most or 1.0
-
-
-def _legend(each: Map, limit: float) -> str:
-    ends = f"{sections.number(-limit) if each.diverging else 0} to {sections.number(limit)}"
-    return f"{'blue to red' if each.diverging else 'dark to bright'} {ends} {each.scan.intensity.units}".strip()
-
-
-def _maps(
-    material: Material, maps: Mapping[str, Map], found: ConsistencyMap | None
-) -> list[tuple[str, Figure | None, str]]:
-    """(title, figure or None, what to say)."""
-    absent = dict(EXPECTED)
-    if found is None:
-        absent = {"consistency": "The measured scan was not given, so nothing can be compared.", **absent}
-    made: list[tuple[str, Figure | None, str]] = []
-    for title, each in maps.items():
-        fine = _fine(material, each)
-        plane, share = reduced(each.scan, material.view, fine=fine, largest=True)
-        limit = _limit(each, plane)
-        factor = (1, 1) if fine else material.view.fine
-        steps = [s * f * share for s, f in zip(material.steps, factor, strict=True)]
-        sizes = [n * f * s for n, f, s in zip(material.view.size, material.view.fine, material.steps, strict=True)]
-        del steps
-        units = each.scan.intensity.units or "value"
-        uri = map_svg(
-            plane,
-            limit=limit,
-            diverging=each.diverging,
-            extent=(sizes[0], sizes[1]),
-            labels=tuple(f"{a}, {material.unit}" for a in material.view.axes) + (f"{title}, {units}",),  # type: ignore[arg-type]
-            frame=_box(material, material.view.rows, material.view.columns),
-            boxes=_flagged(material, found) if found is not None and title == "consistency" else (),
-        )
-        pooled = f" Each pixel shows the value of largest magnitude of {share} × {share} samples." if share > 1 else ""
-        made.append((title, Figure(uri, f"Map: {title}", each.note + pooled), ""))
-    return made + [(title, None, why) for title, why in absent.items() if title not in maps]
-
-
-def _box(material: Material, rows: slice, columns: slice) -> tuple[float, float, float, float]:
-    high, wide = (f * s for f, s in zip(material.view.fine, material.steps, strict=True))
-    return rows.start * high, columns.start * wide, rows.stop * high, columns.stop * wide
-
-
-def _inside(material: Material, found: ConsistencyMap) -> list[tuple[slice, slice]]:
-    """Rows and columns of the flagged regions that meet the plane."""
-    view = material.view
-    hidden = [a for a in range(len(view.index)) if a not in view.shown]
-    return [
-        (slice(r.start[view.shown[0]], r.stop[view.shown[0]]), slice(r.start[view.shown[1]], r.stop[view.shown[1]]))
-        for r in found.regions
-        if all(r.start[a] <= view.index[a] < r.stop[a] for a in hidden)
-    ]
-
-
-def _flagged(material: Material, found: ConsistencyMap) -> list[tuple[float, float, float, float]]:
-    return [_box(material, rows, columns) for rows, columns in _inside(material, found)]
-
-
-def _geometry(material: Material, found: ConsistencyMap | None) -> dict[str, Any]:
-    """Of the enlarged region: its proportions, its width, and the flagged parts in it in hundredths."""
-    view = material.view
-    sizes = [(s.stop - s.start) * f for s, f in zip((view.rows, view.columns), view.fine, strict=True)]
-    high, wide = (n * s for n, s in zip(sizes, material.steps, strict=True))
-    boxes = []
-    for rows, columns in _inside(material, found) if found is not None else ():
-        top, bottom = (
-            100 * (v - view.rows.start) / (view.rows.stop - view.rows.start) for v in (rows.start, rows.stop)
-        )
-        left, right = (
-            100 * (v - view.columns.start) / (view.columns.stop - view.columns.start)
-            for v in (columns.start, columns.stop)
-        )
-        if bottom > 0 and top < 100 and right > 0 and left < 100:
-            boxes.append(tuple(round(v, 3) for v in (left, top, right - left, bottom - top)))
-    black, white = (gray_number(v) for v in material.close)
-    return {
-        "aspect": round(wide / high, 5),
-        "width": wide,
-        "unit": material.unit,
-        "size": _by(sizes),
-        "boxes": boxes,
-        "window": f"{black} is black and {white} white",
-        "single": math.prod(view.size) == math.prod((s.stop - s.start) for s in (view.rows, view.columns)),
-    }
-
-
-def _overview(material: Material) -> dict[str, Any]:
-    view = material.view
-    spans = [(s.start / n, (s.stop - s.start) / n) for s, n in zip((view.rows, view.columns), view.size, strict=True)]
-    (top, high), (left, wide) = spans
-    sizes = [n * f * s for n, f, s in zip(view.size, view.fine, material.steps, strict=True)]
-    black, white = (gray_number(v) for v in material.whole)
-    return {
-        "uri": gray_png(material.overview, material.whole),
-        "aspect": round(sizes[1] / sizes[0], 5),
-        "frame": [round(100 * v, 3) for v in (left, top, wide, high)],
-        "size": " × ".join(sections.number(s, 4) for s in sizes) + f" {material.unit}",
-        "of": "The measured scan" if material.low is not None else "The estimate",
-        "window": f"{black} is black and {white} white",
-    }
-
-
-def _thumbnail(plane: Any) -> Any:
-    step = max(1, min(plane.shape) // 160)
-    return plane[::step, ::step][:200, :200]
 
 
 def _provenance(material: Material) -> list[tuple[str, str]]:
@@ -461,7 +291,7 @@ def _provenance(material: Material) -> list[tuple[str, str]]:
         ("Method SHA-256", known.method_sha256),
         *(("Checkpoint SHA-256", sha256) for sha256 in known.checkpoints),
         ("Input SHA-256", known.input_sha256),
-        ("Engine", str(known.engine)),
+        ("Engine", str(known.engine).removeprefix("engine ")),
         ("Options", options),
         *((f"History {i}", line) for i, line in enumerate(known.history, start=1)),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,15 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number as it is read; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.{digits}g}".replace("-", "−")
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    return text.replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """A small share in percent."""
+    if not math.isfinite(share):
+        return "–"
+    return "< 0.01 %" if 0 < share < 1e-4 else f"{100 * share:.2f} %"
 
 
 def accuracy(material: Material) -> Table:
@@ -117,7 +125,7 @@ def quantities(material: Material) -> Table:
         return Table(title, reason="Block means of one plane are not what was measured: the result is finer in depth.")
     from medsr.trust import bias_by_region
 
-    banded = "reference" if material.truth is not None else "mean"
+    banded: Literal["reference", "mean"] = "reference" if material.truth is not None else "mean"
     found = bias_by_region(
         material.crops["estimate"].astype(np.float64), reference.astype(np.float64), banded_by=banded
     )

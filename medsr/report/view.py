@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr.pictures import Window, detailed_region, gray_window
-from medsr.scan import Factor, Intensity, Region, Scan
+from medsr.scan import Axis, Factor, Intensity, Region, Scan
 
 __all__ = ["View", "plane_of", "reduced", "view_of"]
 
@@ -41,7 +41,7 @@ class View:
         size: of the whole plane, coarse samples.
     """
 
-    axes: tuple[str, str]
+    axes: tuple[Axis, Axis]
     shown: tuple[int, int]
     index: tuple[int, ...]
     factor: Factor

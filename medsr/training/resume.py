@@ -124,7 +124,9 @@ def check_inputs(
         TrainingError: says how many differ.
     """
     before, now = {*notes.inputs, *notes.held_out}, {*inputs, *held_out}
-    if notes.inputs != inputs or (notes.held_out and notes.held_out != held_out):  # a run of old did not keep the latter
+    if notes.inputs != inputs or (
+        notes.held_out and notes.held_out != held_out
+    ):  # a run of old did not keep the latter
         raise TrainingError(
             f"{run}: expected the {len(before)} scans this run began with, found {len(now - before)} that are "
             f"new or changed and {len(before - now)} missing; bring them back (their names and order count too), or "

@@ -36,6 +36,7 @@ from medsr.training.preflight import check_game, check_paths, is_out_of_memory
 from medsr.training.resume import RESUME, Notes, check_inputs, check_same, plain_recipe, read_notes
 from medsr.training.runfolder import BEST, LAST, PIXEL, claim_folder, finish_folder, is_finished, keep_weights
 from medsr.training.runlog import Report, RunLog
+from medsr.training.start import expect_blurs, start_from
 from medsr.training.survey import Split, blank_card, split_scans
 from medsr.training.validation import Crop, held_out_crops
 
@@ -269,21 +270,13 @@ def _first_weights(run: Run, name: PhaseName) -> Network:
     """New weights, those the recipe starts from, or the best of the pixel phase."""
     recipe = run.recipe
     network = build_network(recipe.method)
+    spacings = [facts.spacing_um for facts in run.split.facts]
     if name != "pixel" and recipe.training.pixel_steps > 0:
         network.load_state_dict(load_checkpoint(run.folder / PIXEL).network.state_dict())
     elif recipe.training.start is not None:
-        start = load_upscaler(recipe.training.start, factor=recipe.method.factor)
-        try:
-            network.load_state_dict(start.network.state_dict())
-        except RuntimeError as error:
-            raise TrainingError(
-                f"{recipe.training.start}: training.start: expected weights of the recipe's network, found others "
-                f"({start!r}); set method.kind and the sizes of the network as that run had them"
-            ) from error
+        start_from(recipe.training.start, network, recipe, spacings=spacings)
     elif isinstance(network, IkcNetwork):
-        patch = [p // f for p, f in zip(recipe.data.patch, network.factor, strict=True)]
-        spacings = [facts.spacing_um for facts in run.split.facts]
-        network.expect(recipe.degradation, spacings, patch=patch, seed=recipe.seed)
+        expect_blurs(network, recipe, spacings)
     return network
 
 

@@ -255,9 +255,7 @@ def _both_sides(found: Mapping[Source, _Seen]) -> list[Source]:
     return [*found, *lows]
 
 
-def _groups(
-    found: Mapping[Source, _Seen], data: DataRecipe, seed: int
-) -> tuple[list[Portion], list[Portion], str]:
+def _groups(found: Mapping[Source, _Seen], data: DataRecipe, seed: int) -> tuple[list[Portion], list[Portion], str]:
     """Whole groups held out, drawn by the seed; copies of one file are in one group, and so are pairs that share a
     copy on either side."""
     sources = list(found)

@@ -97,9 +97,10 @@ class ConsistencyMap:
         if not self.samples:
             return "consistency with the measured scan: nothing to compare (all holes)"
         flagged = "no region" if not self.found else f"{self.found} region{'s' if self.found > 1 else ''}"
+        beyond = "under 0.01 %" if 0 < self.beyond < 1e-4 else f"{100 * self.beyond:.2f} %"
         worst = f", worst window rms {self.worst.z:.2f} at {_place(self.worst)}" if self.worst else ""
         return (
-            f"consistency with the measured scan: rms {self.rms:.3f} sigma, {100 * self.beyond:.3g} % beyond 3 sigma "
+            f"consistency with the measured scan: rms {self.rms:.3f} sigma, {beyond} beyond 3 sigma "
             f"({100 * EXPECTED_BEYOND:.2f} % expected), {flagged} flagged{worst}; {self.degradation}; {self.noise}"
         )
 

@@ -1,0 +1,196 @@
+"""The pictures of a page: layers of the viewer, overview, maps, thumbnail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsr.pictures import number as gray_number
+from medsr.report.figures import gray_png, map_png, map_svg
+from medsr.report.maps import Map
+from medsr.report.material import Material
+from medsr.report.sections import Figure, number
+from medsr.report.view import plane_of, reduced
+
+if TYPE_CHECKING:
+    from medsr.trust.consistency import ConsistencyMap
+
+__all__ = ["Layer", "by", "geometry", "layers", "overview", "shown_maps", "thumbnail"]
+
+EXPECTED = {
+    "interval width": "No calibrated intervals were given with this result.",
+    "invention": "No invention map was given with this result.",
+}
+LABELS = {"measured": "Measured", "cubic": "Cubic", "estimate": "Estimate", "truth": "Truth"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A picture of the enlarged region in the viewer."""
+
+    name: str
+    label: str
+    uri: str
+    size: tuple[int, int]
+    note: str
+
+
+def layers(material: Material, maps: Mapping[str, Map]) -> list[Layer]:
+    """The planes of the region, and the same part of each map."""
+    notes = {
+        "measured": "each sample a block",
+        "cubic": "cubic interpolation",
+        "estimate": "the result",
+        "truth": "measured finer",
+    }
+    layers = [
+        Layer(name, LABELS[name], gray_png(plane, material.close), plane.shape, notes[name])
+        for name, plane in material.crops.items()
+    ]
+    for title, each in maps.items():
+        plane = _map_part(material, each)
+        limit = _limit(each, plane)
+        uri = map_png(plane, limit, diverging=each.diverging)
+        layers.append(Layer(title, title.capitalize(), uri, plane.shape, _legend(each, limit)))
+    return layers
+
+
+def _fine(material: Material, each: Map) -> bool:
+    """Whether a map lies on the result's grid.
+
+    Raises:
+        ValueError: it lies on neither.
+    """
+    coarse = None if material.low is None else material.low.shape
+    if each.scan.shape == material.estimate.shape:
+        return True
+    if each.scan.shape == coarse:
+        return False
+    raise ValueError(f"map: expected the shape {material.estimate.shape} or {coarse}, found {each.scan.shape}")
+
+
+def _map_part(material: Material, each: Map) -> Any:
+    view = material.view
+    return plane_of(each.scan, view, view.rows, view.columns, fine=_fine(material, each))
+
+
+def _limit(each: Map, plane: Any) -> float:
+    if each.limit is not None:
+        return each.limit
+    known = np.abs(plane[np.isfinite(plane)])
+    most = float(np.percentile(known, 99.5)) if known.size else 0.0
+    return most or 1.0
+
+
+def _legend(each: Map, limit: float) -> str:
+    ends = f"{number(-limit) if each.diverging else 0} to {number(limit)}"
+    return f"{'blue to red' if each.diverging else 'dark to bright'} {ends} {each.scan.intensity.units}".strip()
+
+
+def shown_maps(
+    material: Material, maps: Mapping[str, Map], found: ConsistencyMap | None
+) -> list[tuple[str, Figure | None, str]]:
+    """(title, figure or None, what to say)."""
+    absent = dict(EXPECTED)
+    if found is None:
+        absent = {"consistency": "The measured scan was not given, so nothing can be compared.", **absent}
+    made: list[tuple[str, Figure | None, str]] = []
+    for title, each in maps.items():
+        fine = _fine(material, each)
+        plane, share = reduced(each.scan, material.view, fine=fine, largest=True)
+        limit = _limit(each, plane)
+        sizes = [n * f * s for n, f, s in zip(material.view.size, material.view.fine, material.steps, strict=True)]
+        units = each.scan.intensity.units or "value"
+        rows, columns = (f"{a}, {material.unit}" for a in material.view.axes)
+        uri = map_svg(
+            plane,
+            limit=limit,
+            diverging=each.diverging,
+            extent=(sizes[0], sizes[1]),
+            labels=(rows, columns, f"{title}, {units}"),
+            frame=_box(material, material.view.rows, material.view.columns),
+            boxes=_flagged(material, found) if found is not None and title == "consistency" else (),
+        )
+        pooled = f" Each pixel shows the value of largest magnitude of {share} × {share} samples." if share > 1 else ""
+        made.append((title, Figure(uri, f"Map: {title}", each.note + pooled), ""))
+    return made + [(title, None, why) for title, why in absent.items() if title not in maps]
+
+
+def _box(material: Material, rows: slice, columns: slice) -> tuple[float, float, float, float]:
+    high, wide = (f * s for f, s in zip(material.view.fine, material.steps, strict=True))
+    return rows.start * high, columns.start * wide, rows.stop * high, columns.stop * wide
+
+
+def _inside(material: Material, found: ConsistencyMap) -> list[tuple[slice, slice]]:
+    """Rows and columns of the flagged regions that meet the plane."""
+    view = material.view
+    hidden = [a for a in range(len(view.index)) if a not in view.shown]
+    return [
+        (slice(r.start[view.shown[0]], r.stop[view.shown[0]]), slice(r.start[view.shown[1]], r.stop[view.shown[1]]))
+        for r in found.regions
+        if all(r.start[a] <= view.index[a] < r.stop[a] for a in hidden)
+    ]
+
+
+def _flagged(material: Material, found: ConsistencyMap) -> list[tuple[float, float, float, float]]:
+    return [_box(material, rows, columns) for rows, columns in _inside(material, found)]
+
+
+def geometry(material: Material, found: ConsistencyMap | None) -> dict[str, Any]:
+    """Of the enlarged region: its proportions, its width, and the flagged parts in it in hundredths."""
+    view = material.view
+    sizes = [(s.stop - s.start) * f for s, f in zip((view.rows, view.columns), view.fine, strict=True)]
+    high, wide = (n * s for n, s in zip(sizes, material.steps, strict=True))
+    boxes = []
+    for rows, columns in _inside(material, found) if found is not None else ():
+        top, bottom = (
+            100 * (v - view.rows.start) / (view.rows.stop - view.rows.start) for v in (rows.start, rows.stop)
+        )
+        left, right = (
+            100 * (v - view.columns.start) / (view.columns.stop - view.columns.start)
+            for v in (columns.start, columns.stop)
+        )
+        if bottom > 0 and top < 100 and right > 0 and left < 100:
+            boxes.append(tuple(round(v, 3) for v in (left, top, right - left, bottom - top)))
+    black, white = (gray_number(v) for v in material.close)
+    return {
+        "aspect": round(wide / high, 5),
+        "width": wide,
+        "unit": material.unit,
+        "size": by(sizes),
+        "boxes": boxes,
+        "window": f"{black} is black and {white} white",
+        "single": math.prod(view.size) == math.prod((s.stop - s.start) for s in (view.rows, view.columns)),
+    }
+
+
+def overview(material: Material) -> dict[str, Any]:
+    """The whole plane, its proportions, and where the region lies in hundredths (left, top, width, height)."""
+    view = material.view
+    spans = [(s.start / n, (s.stop - s.start) / n) for s, n in zip((view.rows, view.columns), view.size, strict=True)]
+    (top, high), (left, wide) = spans
+    sizes = [n * f * s for n, f, s in zip(view.size, view.fine, material.steps, strict=True)]
+    black, white = (gray_number(v) for v in material.whole)
+    return {
+        "uri": gray_png(material.overview, material.whole),
+        "aspect": round(sizes[1] / sizes[0], 5),
+        "frame": [round(100 * v, 3) for v in (left, top, wide, high)],
+        "size": " × ".join(number(s, 4) for s in sizes) + f" {material.unit}",
+        "of": "The measured scan" if material.low is not None else "The estimate",
+        "window": f"{black} is black and {white} white",
+    }
+
+
+def thumbnail(plane: Any) -> Any:
+    """A part of a plane for an index."""
+    step = max(1, min(plane.shape) // 160)
+    return plane[::step, ::step][:200, :200]
+
+
+def by(sizes: Sequence[int]) -> str:
+    """Sizes as "3 × 4"."""
+    return " × ".join(f"{n:,}" for n in sizes)

@@ -1,0 +1,203 @@
+"""The page in a real browser, from a file: by mouse, by keyboard, narrow, and on paper."""
+
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tifffile
+
+import medsr
+from medsr.report import write_report
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install 'medsr[dev]')")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)})")
+    with api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("a share with spaces")
+    part = medsr.read_scan(medsr.NUCLEI).read((slice(14, 16), slice(0, 128), slice(0, 192)))
+    tifffile.imwrite(
+        root / "cells.ome.tif", part, photometric="minisblack",
+        metadata={"axes": "ZYX", "PhysicalSizeX": 0.26, "PhysicalSizeY": 0.26, "PhysicalSizeZ": 0.29},
+    )  # fmt: skip
+    medsr.upscale_folder(root / "cells.ome.tif", medsr.Lanczos((2, 2)), out=root / "out")
+    return write_report(root / "out" / "cells.ome.zarr", out=root, low=root / "cells.ome.tif").as_uri()
+
+
+@pytest.fixture(params=[(1280, 900), (420, 900)], ids=["wide", "narrow"])
+def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    width, height = request.param
+    shown = browser.new_page(viewport={"width": width, "height": height})
+    said: list[str] = []
+    asked: list[str] = []
+    shown.on("console", lambda message: said.append(message.text))
+    shown.on("pageerror", lambda error: said.append(str(error)))
+    shown.on("request", lambda wanted: asked.append(wanted.url))
+    shown.goto(address)
+    yield shown
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    shown.close()
+
+
+def box(page: Any, selector: str) -> dict[str, float]:
+    return dict(page.locator(selector).first.bounding_box())
+
+
+def at(page: Any) -> str:
+    return str(page.evaluate("document.querySelector('.stage').style.getPropertyValue('--at')"))
+
+
+def move(page: Any) -> str:
+    return str(page.evaluate("document.querySelector('.stage').style.getPropertyValue('--move')"))
+
+
+def test_nothing_overflows_overlaps_or_is_tiny(page: Any) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    small = page.evaluate(
+        """[...document.querySelectorAll('body *')].filter(e => e.children.length === 0 && e.textContent.trim()
+           && e.getClientRects().length && parseFloat(getComputedStyle(e).fontSize) < 13).map(e => e.textContent)"""
+    )
+    assert small == []
+    blocks = page.evaluate(
+        """[...document.querySelectorAll('header, .banner, main > section, footer')]
+           .map(e => e.getBoundingClientRect()).map(r => [r.top, r.bottom])"""
+    )
+    assert all(first[1] <= second[0] + 1 for first, second in pairwise(blocks))
+    loaded = "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    assert page.evaluate(loaded)
+
+
+def test_the_picture_keeps_its_proportions(page: Any) -> None:
+    stage = box(page, ".stage")
+    assert stage["width"] / stage["height"] == pytest.approx(192 / 128, rel=0.01)
+    for side in ("left", "right"):
+        layer = box(page, f".layer.{side} img")
+        assert layer["width"] == pytest.approx(stage["width"], abs=1)
+        assert layer["height"] == pytest.approx(stage["height"], abs=1)
+
+
+def test_everything_can_be_done_by_keyboard(page: Any) -> None:
+    names = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        names.append(
+            page.evaluate(
+                """(() => { const e = document.activeElement; const s = getComputedStyle(e);
+                return [e.matches('input[type=range]') ? 'range' : e.className || e.tagName,
+                        s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2]; })()"""
+            )
+        )
+        if names[-1][0] == "range":
+            break
+    order = [name for name, _ in names]
+    assert order == ["skip", "SELECT", "SELECT", "BUTTON", "BUTTON", "BUTTON", "stage", "range"]
+    assert all(seen for _, seen in names)  # the focus is visible
+    assert at(page) == "50%"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert at(page) == "52%"
+    page.keyboard.press("Home")
+    assert at(page) == "0%"
+    text = page.locator(".slide input").get_attribute("aria-valuetext")
+    assert text == "0 % Measured, 100 % Estimate"
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    assert page.locator(".zoom output").text_content() == "2.3×"
+    before = move(page)
+    page.keyboard.press("ArrowRight")
+    assert move(page) != before
+    page.keyboard.press("0")
+    assert move(page).startswith("scale(1)")
+
+
+def test_another_pair_is_chosen(page: Any) -> None:
+    page.locator("select[data-side=left]").select_option("cubic")
+    assert page.locator(".tag.left").text_content() == "Cubic"
+    assert page.locator(".layer.left").get_attribute("data-name") == "cubic"
+    shown = page.evaluate("[...document.querySelectorAll('.layer')].filter(e => e.getClientRects().length).length")
+    assert shown == 2
+
+
+def test_the_divider_and_the_picture_are_dragged(page: Any) -> None:
+    page.locator(".stage").scroll_into_view_if_needed()
+    stage = box(page, ".stage")
+    middle = stage["y"] + stage["height"] / 2
+    page.mouse.move(stage["x"] + stage["width"] / 2, middle)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"] / 4, middle)
+    page.mouse.up()
+    assert at(page) == "25%"
+    page.locator("[data-zoom=in]").click()
+    before = move(page)
+    page.mouse.move(stage["x"] + stage["width"] * 0.8, middle)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"] * 0.7, middle + 10)
+    page.mouse.up()
+    assert move(page) != before
+    assert at(page) == "25%"
+
+
+def test_the_scale_bar_tells_the_truth(page: Any) -> None:
+    for _ in range(3):
+        stage, bar = box(page, ".stage"), box(page, ".bar i")
+        length, unit = str(page.locator(".bar span").text_content()).split()
+        zoom = float(str(page.locator(".zoom output").text_content()).rstrip("×"))
+        assert unit == "µm"
+        assert float(length) / (192 * 0.26 / zoom) == pytest.approx(bar["width"] / stage["width"], rel=0.04)
+        page.locator("[data-zoom=in]").click()
+
+
+def test_left_and_right_of_the_divider_are_different_pictures(page: Any, tmp_path: Path) -> None:
+    from io import BytesIO
+
+    import numpy as np
+    from PIL import Image
+
+    def seen(value: int) -> Any:
+        page.locator(".slide input").fill(str(value))
+        image = Image.open(BytesIO(page.locator(".stage").screenshot())).convert("L")
+        return np.asarray(image, float)[60:-60]
+
+    estimate, measured, half = seen(0), seen(100), seen(50)
+    middle = half.shape[1] // 2
+    assert np.abs(half[:, : middle - 20] - measured[:, : middle - 20]).mean() < 0.5
+    assert np.abs(half[:, middle + 20 :] - estimate[:, middle + 20 :]).mean() < 0.5
+    assert np.abs(estimate - measured).mean() > 1
+
+
+def test_paper_shows_all_pictures_and_no_controls(page: Any) -> None:
+    page.emulate_media(media="print")
+    shown = page.evaluate("[...document.querySelectorAll('.layer')].map(e => e.getClientRects().length)")
+    assert shown == [1, 1, 1, 1]
+    places = page.evaluate("[...document.querySelectorAll('.layer')].map(e => e.getBoundingClientRect().top)")
+    assert len(set(places)) > 1 or len(places) <= 2
+    assert not page.locator(".controls").is_visible()
+    assert page.locator(".banner").is_visible()
+    assert page.locator(".layer figcaption").first.is_visible()
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+
+
+def test_without_scripts_the_pictures_stand_side_by_side(browser: Any, address: str) -> None:
+    shown = browser.new_page(java_script_enabled=False, viewport={"width": 1280, "height": 900})
+    shown.goto(address)
+    assert shown.locator(".layer figcaption").nth(2).is_visible()
+    assert not shown.locator(".controls").is_visible()
+    shown.close()
