@@ -116,7 +116,17 @@ if TYPE_CHECKING:
     from medsr.surface import SurfaceParameters, surface_parameters
     from medsr.training import TrainingError, train
     from medsr.transforms import LoadScand, RandDegraded, RandPatchd, ScanReader
-    from medsr.trust import Provenance, provenance_of, render_card, resolution_table, verify
+    from medsr.trust import (
+        Calibration,
+        Provenance,
+        calibrate,
+        calibrate_run,
+        load_intervals,
+        provenance_of,
+        render_card,
+        resolution_table,
+        verify,
+    )
     from medsr.upscaler import Upscaler
     from medsr.upscaling import upscale, upscaled_blocks
 
@@ -138,6 +148,7 @@ __all__ = [
     "BlurEstimate",
     "BlurReport",
     "Budget",
+    "Calibration",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
@@ -219,6 +230,8 @@ __all__ = [
     "blend_checkpoints",
     "build_library",
     "build_network",
+    "calibrate",
+    "calibrate_run",
     "check_scan",
     "choose_engine",
     "compare",
@@ -243,6 +256,7 @@ __all__ = [
     "load_checkpoint",
     "load_config",
     "load_foreign",
+    "load_intervals",
     "load_library",
     "load_upscaler",
     "matlab_imresize",
@@ -310,7 +324,10 @@ _ROOMS = {
     "surface": "SurfaceParameters surface_parameters",
     "training": "TrainingError train",
     "transforms": "LoadScand RandDegraded RandPatchd ScanReader",
-    "trust": "Provenance provenance_of render_card resolution_table verify",
+    "trust": (
+        "Calibration Provenance calibrate calibrate_run load_intervals provenance_of render_card resolution_table "
+        "verify"
+    ),
     "upscaler": "Upscaler",
     "upscaling": "upscale upscaled_blocks",
 }

@@ -23,6 +23,7 @@ __all__ = [
     "Asked",
     "amount",
     "asked_for",
+    "bounded",
     "engine_named",
     "factor_of",
     "need_paths",
@@ -114,6 +115,24 @@ def asked_for(
     pairs = trained[0].card.pairs
     line = pairs.get("gain", 1.0), pairs.get("offset", 0.0)
     return Asked(upscaler, check, expected, learned, line, trained[0].recipe.data.registration)
+
+
+def bounded(asked: Asked, checkpoints: Sequence[Path], out: str, *, wanted: bool) -> list[tuple[Upscaler, str]]:
+    """What is to be run, and where its results go: the method, and if wanted the bounds of its intervals.
+
+    Raises:
+        ArgumentError: intervals of what was not calibrated as it is asked for.
+    """
+    if not wanted:
+        return [(asked.upscaler, out)]
+    if len(checkpoints) != 1 or not isinstance(asked.upscaler, medsr.TrainedUpscaler):
+        raise ArgumentError(
+            "--intervals: expected one --checkpoint RUN as it was calibrated, found another method or something around "
+            "it; drop --consistent, --ensemble and --preset"
+        )
+    found = medsr.load_intervals(checkpoints[0])
+    folder = out.rstrip("/")
+    return [(found.upscaler, out), (found.lower, f"{folder}/lower"), (found.upper, f"{folder}/upper")]
 
 
 def _run(path: Path, factor: Factor | None) -> Upscaler:

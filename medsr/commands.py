@@ -13,7 +13,7 @@ from medsr.arguments import ArgumentError, amount, factor_of, need_paths, series
 from medsr.options import Blur, Debug, Device, FactorOption, Library, Memory, Out, Paths, Series
 from medsr.screen import live, manners, print_blurs, print_means, say_where
 
-__all__ = ["blend", "card", "compare", "estimate_blur"]
+__all__ = ["blend", "calibrate", "card", "compare", "estimate_blur"]
 
 
 def compare(
@@ -78,6 +78,45 @@ def compare(
         print_means(report.summary())
         say_where(out, report.rows)
         raise typer.Exit(report.exit_code)
+
+
+def calibrate(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of medsr train.")],
+    paths: Paths,
+    learn_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--learn-from", metavar="SCANS", help="Other scans to learn widths from; else spread over flips."
+        ),
+    ] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="Share of samples that may lie outside.")] = 0.1,
+    delta: Annotated[float, typer.Option("--delta", help="Probability that more lie outside.")] = 0.1,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Promise for tissue or signal only.")] = False,
+    by_folder: Annotated[
+        bool, typer.Option("--by-folder", help="Scans of one folder count as one, as several of one patient must.")
+    ] = False,
+    memory: Memory = None,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Calibrate intervals of a run on scans it has not learned from, and keep them beside its checkpoint."""
+    with manners(debug or ctx.obj):
+        need_paths([run, *paths, *(learn_from or ())])
+        with live() as (note, _tick):
+            made = medsr.calibrate_run(
+                run,
+                paths,
+                learn_from=learn_from or (),
+                alpha=alpha,
+                delta=delta,
+                over="foreground" if foreground else "whole",
+                group=(lambda source: str(source.path.parent)) if by_folder else None,
+                device=device,
+                memory=amount(memory),
+                note=note,
+            )
+        typer.echo(str(made.calibration))
 
 
 def card(

@@ -554,3 +554,27 @@ def test_names_are_hidden_and_a_card_is_printed(scans: Path, run: Path, tmp_path
     assert shown.exit_code == 0, shown.output
     assert "not for diagnosis" in shown.output.lower()
     assert call("card", run, "--html").output.lstrip().startswith("<")
+
+
+def test_intervals_are_calibrated_and_written(scans: Path, run: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    (tmp_path / "held").mkdir()
+    for index in range(4):
+        values = generator.integers(100, 4000, (32, 32)).astype(np.uint16)
+        tifffile.imwrite(tmp_path / "held" / f"scan{index}.tif", values)
+    few = call("calibrate", run, tmp_path / "held")
+    assert few.exit_code == 2
+    assert "22" in few.output  # scans that a promise of 0.1 and 0.1 needs
+    done = call("calibrate", run, tmp_path / "held", "--alpha", "0.6", "--delta", "0.3")
+    assert done.exit_code == 0, done.output
+    plane = scans / "field.ome.tif"
+    written = call("upscale", plane, "--checkpoint", run, "--intervals", "--out", tmp_path / "out")
+    assert written.exit_code == 0, written.output
+    places = [tmp_path / "out" / part / "field.ome.zarr" for part in ("lower", "", "upper")]
+    lower, estimate, upper = (medsr.read_scan(place).read().astype(int) for place in places)
+    assert (lower <= estimate).all()
+    assert (estimate <= upper).all()
+    assert (lower < upper).any()
+    wrong = call("upscale", plane, "--checkpoint", run, "--intervals", "--consistent", "--out", tmp_path / "out")
+    assert wrong.exit_code == 2
+    assert "drop --consistent" in wrong.output

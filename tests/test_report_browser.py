@@ -147,6 +147,7 @@ def test_the_divider_and_the_picture_are_dragged(page: Any) -> None:
     assert at(page) == "25%"
     page.locator("[data-zoom=in]").click()
     before = move(page)
+    assert before.startswith("scale(1.5) translate(-16.66")  # the middle stays in the middle
     page.mouse.move(stage["x"] + stage["width"] * 0.8, middle)
     page.mouse.down()
     page.mouse.move(stage["x"] + stage["width"] * 0.7, middle + 10)
