@@ -73,12 +73,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def records(out: Path) -> list[str]:
     """The shards committed so far."""
-    return [
-        line
-        for file in out.glob("*.part/medsr-progress*.jsonl")
-        for line in file.read_text().splitlines()
-        if line.startswith("{")
-    ]
+    found: list[str] = []
+    for file in out.glob("*.part/medsr-progress*.jsonl"):
+        with suppress(FileNotFoundError):  # the folder got its final name meanwhile
+            found += [line for line in file.read_text().splitlines() if line.startswith("{")]
+    return found
 
 
 def tear(out: Path, chance: random.Random, share: float) -> None:

@@ -112,7 +112,13 @@ def dump_config(model: BaseModel, path: str | Path) -> None:
         def represent_dict(self, data: Any) -> Any:
             return self.represent_mapping("tag:yaml.org,2002:map", data, flow_style=False)
 
+        def represent_str(self, text: Any) -> Any:
+            # A character that YAML takes for the end of a line is written as its number, which quotes allow.
+            style = None if str(text).isprintable() else '"'
+            return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
     Blocks.add_representer(dict, Blocks.represent_dict)
+    Blocks.add_representer(str, Blocks.represent_str)
     yaml = _yaml()
     yaml.Representer = Blocks
     path = Path(path)

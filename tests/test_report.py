@@ -199,6 +199,7 @@ def test_a_truth_and_maps_are_shown(batch: Path, tmp_path: Path) -> None:
     assert "No invention map" in held.text
     assert "Ring correlation with the truth" in held.text
     assert "PSNR" in held.text
+    assert re.findall(r"\S+e\+0\S*", held.text) == []
     wrong = replace(width, data=np.zeros((2, 3, 3), np.float32))
     with pytest.raises(ValueError, match="map: expected the shape"):
         write_report(result, out=tmp_path, low=batch / "scans", maps={"invention": Map(wrong)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,7 +51,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number as it is read; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.{digits}g}"
     return text.replace("-", "−")
 
 
@@ -131,7 +132,7 @@ def quantities(material: Material) -> Table:
     )
     rows = [
         [
-            row.region,
+            _plain(row.region),
             f"{row.samples:,}",
             *(number(getattr(row, name), 3) for name in ("reference", "value", "deviation")),
         ]
@@ -141,6 +142,11 @@ def quantities(material: Material) -> Table:
     against = "the truth" if material.truth is not None else "the measured scan (block means of the estimate)"
     note = f"Estimate minus reference in the enlarged region, in {material.values}s, against {against}."
     return Table(title, ("values", "samples", "mean of the reference", "bias", "sd"), rows, note)
+
+
+def _plain(text: str) -> str:
+    """Large numbers without exponents."""
+    return re.sub(r"\d[\d.]*e\+\d+", lambda found: number(float(found[0])), text)
 
 
 def _unseen(material: Material) -> list[int]:

@@ -59,7 +59,8 @@ class NoiseCurve:
     def describe(self, intensity: Intensity) -> str:
         """The curve in stored values."""
         span = abs(intensity.white - intensity.black)
-        least, most = (f"{span * d:.3g}" for d in (min(self.deviations), max(self.deviations)))
+        ends = (span * min(self.deviations), span * max(self.deviations))
+        least, most = (f"{d:,.0f}" if d >= 999.5 else f"{d:.3g}" for d in ends)
         return f"sd {least} stored values" if least == most else f"sd {least} to {most} stored values"
 
 
