@@ -110,6 +110,7 @@ if TYPE_CHECKING:
         SrresnetRecipe,
         TrainingRecipe,
     )
+    from medsr.report import write_batch_report, write_report
     from medsr.rows import BatchReport, BatchRow
     from medsr.scan import Axis, Factor, Grid, Intensity, LazyArray, Region, Scan, ScanError
     from medsr.shards import Share
@@ -118,9 +119,11 @@ if TYPE_CHECKING:
     from medsr.transforms import LoadScand, RandDegraded, RandPatchd, ScanReader
     from medsr.trust import (
         Calibration,
+        ConsistencyMap,
         Provenance,
         calibrate,
         calibrate_run,
+        consistency_map,
         load_intervals,
         provenance_of,
         render_card,
@@ -152,6 +155,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
+    "ConsistencyMap",
     "Consistent",
     "ContentLoss",
     "Cubic",
@@ -238,6 +242,7 @@ __all__ = [
     "config_schema",
     "confocal_fwhm_um",
     "consistency_db",
+    "consistency_map",
     "dump_config",
     "estimate_blur",
     "estimate_blurs",
@@ -277,6 +282,8 @@ __all__ = [
     "upscaled_blocks",
     "verify",
     "widefield_fwhm_um",
+    "write_batch_report",
+    "write_report",
 ]
 
 _ROOMS = {
@@ -318,6 +325,7 @@ _ROOMS = {
         "IkcRecipe IntensityRule Method NetworkRecipe RcanRecipe Recipe RrdbRecipe ScnRecipe SrganRecipe "
         "SrresnetRecipe TrainingRecipe"
     ),
+    "report": "write_batch_report write_report",
     "rows": "BatchReport BatchRow",
     "scan": "Axis Factor Grid Intensity LazyArray Region Scan ScanError",
     "shards": "Share",
@@ -325,8 +333,8 @@ _ROOMS = {
     "training": "TrainingError train",
     "transforms": "LoadScand RandDegraded RandPatchd ScanReader",
     "trust": (
-        "Calibration Provenance calibrate calibrate_run load_intervals provenance_of render_card resolution_table "
-        "verify"
+        "Calibration ConsistencyMap Provenance calibrate calibrate_run consistency_map load_intervals "
+        "provenance_of render_card resolution_table verify"
     ),
     "upscaler": "Upscaler",
     "upscaling": "upscale upscaled_blocks",

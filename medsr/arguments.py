@@ -101,13 +101,19 @@ def asked_for(
     parts = [_run(path, wanted) for path in checkpoints]
     trained = [part for part in parts if isinstance(part, medsr.TrainedUpscaler)]
     if method is not None:
-        parts = [_untrained(method, wanted, library)]
+        parts = [_untrained(method, wanted, library, said)]
     upscaler = parts[0]
     if ensemble or len(parts) > 1:
         upscaler = medsr.Ensemble(parts, flips=ensemble)
+    ranges = {repr(run.recipe.degradation): run for run in trained}
+    if (consistent or preset is not None) and said is None and len(ranges) > 1:
+        raise ArgumentError(
+            "--consistent: expected checkpoints that were trained for one degradation, found different ones; say which "
+            "holds (--degradation)"
+        )
     expected = said if said is not None else next((run.recipe.degradation for run in trained), None)
     if consistent or preset == "quantitative":
-        upscaler = medsr.Consistent(upscaler, expected)
+        upscaler = medsr.Consistent(upscaler, expected, certain=said is not None)
     check = partial(medsr.check_scan, trained[0].card) if trained else None
     learned = frozenset(found.sha256 for run in trained for found in run.card.inputs)
     if not trained:
@@ -148,7 +154,30 @@ def _run(path: Path, factor: Factor | None) -> Upscaler:
     return trained
 
 
-def _untrained(name: str, factor: Factor | None, library: Path | None) -> Upscaler:
+def exemplars_of(library: Path, factor: Factor, said: DegradationRange | None) -> Upscaler:
+    """The exemplars of a library, made coarse as is said."""
+    known = _known(said, factor)
+    return medsr.Exemplars(factor, medsr.load_library(library, degradation=known), degradation=known)
+
+
+def _known(said: DegradationRange | None, factor: Factor) -> medsr.Degradation | None:
+    """What a method that is not trained is told of the degradation.
+
+    Raises:
+        ArgumentError: it depends on the spacing of each scan.
+    """
+    if said is None:
+        return None
+    made = None if said.in_micrometers or said.second is not None else said.center(factor)
+    if not isinstance(made, medsr.Degradation):
+        raise ArgumentError(
+            "--degradation: expected one blur in coarse samples (fwhm_samples) for a method that is not trained, found "
+            "widths in micrometers or a second pass"
+        )
+    return made
+
+
+def _untrained(name: str, factor: Factor | None, library: Path | None, said: DegradationRange | None) -> Upscaler:
     names = medsr.UNTRAINED
     kind = next((k for k in names if k == name.lower()), None)
     if kind is None:
@@ -158,10 +187,10 @@ def _untrained(name: str, factor: Factor | None, library: Path | None) -> Upscal
     if factor is None:
         raise ArgumentError(f"--method {kind}: expected a factor beside it, found none; add --factor 2,2")
     if library is None:
-        return names[kind](factor, None)
+        return names[kind](factor, None if kind in medsr.INTERPOLATIONS else _known(said, factor))
     if kind != "exemplars":
         raise ArgumentError(f"--library: expected --method exemplars beside it, found --method {kind}")
-    return medsr.Exemplars(factor, medsr.load_library(library))
+    return exemplars_of(library, factor, said)
 
 
 def factor_of(text: str) -> Factor:

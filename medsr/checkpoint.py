@@ -215,7 +215,7 @@ class TrainedUpscaler(nn.Module):
         return self.network.stages(edges=edges, gain=gain, offset=offset)
 
     @property
-    def degradation(self) -> Degradation | None:
+    def found_degradation(self) -> Degradation | None:
         """How its scan was made coarse, where `adapt` found that out; None: as its recipe says."""
         widths = self.network.fwhm_samples if isinstance(self.network, IkcNetwork) else ()
         if not widths:

@@ -14,6 +14,7 @@ import typer
 import medsr
 from medsr.arguments import ArgumentError, amount, asked_for, bounded, engine_named, need_paths, series_of, share_of
 from medsr.commands import blend, calibrate, card, compare, estimate_blur
+from medsr.commands import report as report_
 from medsr.options import (
     Blur,
     Checkpoints,
@@ -308,7 +309,7 @@ def evaluate(
         raise typer.Exit(report.exit_code)
 
 
-for verb in (compare, calibrate, card, blend):
+for verb in (compare, report_, calibrate, card, blend):
     app.command()(verb)
 app.command("estimate-blur")(estimate_blur)
 

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 import medsr
-from medsr.arguments import ArgumentError, amount, factor_of, need_paths, series_of
+from medsr.arguments import ArgumentError, amount, exemplars_of, factor_of, need_paths, series_of
 from medsr.options import Blur, Debug, Device, FactorOption, Library, Memory, Out, Paths, Series
 from medsr.screen import live, manners, print_blurs, print_means, say_where
 
-__all__ = ["blend", "calibrate", "card", "compare", "estimate_blur"]
+__all__ = ["blend", "calibrate", "card", "compare", "estimate_blur", "report"]
 
 
 def compare(
@@ -58,11 +58,11 @@ def compare(
         said = None if degradation is None else medsr.load_config(degradation, medsr.DegradationRange)
         if library is not None and "exemplars" not in names:
             raise ArgumentError("--library: expected exemplars among --methods, found none; add it or drop --library")
-        more = {} if library is None else {"exemplars": medsr.Exemplars(wanted, medsr.load_library(library))}
+        more = {} if library is None else {"exemplars": exemplars_of(library, wanted, said)}
         with live() as (note, tick):
-            report = medsr.compare(
+            done = medsr.compare(
                 paths,
-                [name for name in names if name not in more],
+                names,
                 out=out,
                 factor=wanted,
                 runs=runs,
@@ -75,9 +75,9 @@ def compare(
                 note=note,
                 tick=tick,
             )
-        print_means(report.summary())
-        say_where(out, report.rows)
-        raise typer.Exit(report.exit_code)
+        print_means(done.summary())
+        say_where(out, done.rows)
+        raise typer.Exit(done.exit_code)
 
 
 def calibrate(
@@ -86,9 +86,7 @@ def calibrate(
     paths: Paths,
     learn_from: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--learn-from", metavar="SCANS", help="Other scans to learn widths from; else spread over flips."
-        ),
+        typer.Option("--learn-from", metavar="SCANS", help="Other scans to learn widths from; else spread over flips."),
     ] = None,
     alpha: Annotated[float, typer.Option("--alpha", help="Share of samples that may lie outside.")] = 0.1,
     delta: Annotated[float, typer.Option("--delta", help="Probability that more lie outside.")] = 0.1,
@@ -131,6 +129,35 @@ def card(
         typer.echo(medsr.render_card(run, format="html" if html else "markdown"))
 
 
+def report(
+    ctx: typer.Context,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A result, a folder of results, or one of medsr evaluate.")
+    ],
+    out: Out,
+    scans: Annotated[
+        Path | None, typer.Option("--scans", metavar="SCANS", help="The scans the results were made from.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option("--truth", metavar="SCAN", help="A finer measurement of the same, for one result.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="RUN", help="The run that made them: its card and blur.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make an HTML page a scan, and an index of a folder: side by side, consistency, profiles, figures, provenance."""
+    with manners(debug or ctx.obj):
+        need_paths([path, *(given for given in (scans, truth, checkpoint) if given is not None)])
+        if path.name.endswith(".ome.zarr"):
+            page = medsr.write_report(path, out=out, low=scans, truth=truth, checkpoint=checkpoint)
+        elif truth is not None:
+            raise ArgumentError("--truth: expected a single result NAME.ome.zarr beside it, found a folder")
+        else:
+            page = medsr.write_batch_report(path, out=out, low=scans, checkpoint=checkpoint)
+        typer.echo(f"report: {page}; opens in any browser, from a file share too")
+
+
 def blend(
     ctx: typer.Context,
     first: Annotated[Path, typer.Argument(metavar="A", help="Run or checkpoint trained on pixels.")],
@@ -159,8 +186,8 @@ def estimate_blur(
     """Estimate the blur of scans: its width in coarse samples and micrometers, and how far patches agree."""
     with manners(debug or ctx.obj):
         need_paths(paths)
-        report = medsr.estimate_blurs(paths, checkpoint, out=out, series=series_of(series))
-        print_blurs(report.rows)
-        for scan, reason in report.failed:
+        found = medsr.estimate_blurs(paths, checkpoint, out=out, series=series_of(series))
+        print_blurs(found.rows)
+        for scan, reason in found.failed:
             typer.echo(f"{scan}: failed: {reason}", err=True)
-        raise typer.Exit(report.exit_code)
+        raise typer.Exit(found.exit_code)

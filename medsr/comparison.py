@@ -94,7 +94,7 @@ def compare(
     Args:
         paths: files and folders of fine scans, which no method should have learned from (a warning says if so); or one
             folder of real pairs, with low/ and high/ (`evaluate_pairs`).
-        methods: names, in the order of the table.
+        methods: names, in the order of the table; a name in `more` is that method.
         out: folder, made if absent.
         factor: refinement of all methods.
         runs: folder of run folders.
@@ -111,19 +111,22 @@ def compare(
     """
     factor, out = validate_factor(factor), Path(out)
     names = list(dict.fromkeys(methods))
-    _check_names(names)
+    _check_names(names, more or {})
     tell = note or (lambda _: None)
+    more = dict(more or {})
+    if isinstance(degradation, DegradationRange) and budget is not None:
+        budget = _told(budget, degradation)
     upscalers: dict[str, Upscaler] = {}
-    known = _known(degradation or (budget.degradation if budget is not None else None), factor)
-    for name in _pixel_first(names):
-        if name in UNTRAINED:
-            upscalers[name] = UNTRAINED[name](factor, known)
-        else:
-            upscalers[name] = _trained(name, factor, runs, out, budget, upscalers, tell)
-    upscalers = {name: upscalers[name] for name in names} | dict(more or {})
-    trained = [each for each in upscalers.values() if isinstance(each, TrainedUpscaler)]
+    for name in _pixel_first([name for name in names if name in KINDS and name not in more]):
+        upscalers[name] = _trained(name, factor, runs, out, budget, upscalers, tell)
+    trained = [each for each in (*upscalers.values(), *more.values()) if isinstance(each, TrainedUpscaler)]
     if degradation is None and trained:
         degradation = _one_degradation(trained)
+    known = _known(degradation, factor, tell)
+    for name in names:
+        if name in UNTRAINED and name not in more:
+            upscalers[name] = UNTRAINED[name](factor, known)
+    upscalers = {name: more[name] if name in more else upscalers[name] for name in names} | more
     if len(places := [paths] if isinstance(paths, (str, Path)) else list(paths)) == 1 and is_pairs(places[0]):
         return _on_pairs(Path(places[0]), upscalers, trained, out, series, memory, device, tell)
     learned = {found.sha256 for each in trained for found in each.card.inputs}
@@ -167,8 +170,8 @@ def _on_pairs(
     )
 
 
-def _check_names(names: Sequence[str]) -> None:
-    known = (*UNTRAINED, *KINDS)
+def _check_names(names: Sequence[str], more: Mapping[str, Upscaler]) -> None:
+    known = (*UNTRAINED, *KINDS, *(name for name in more if name not in UNTRAINED and name not in KINDS))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         near = [close[0] for name in unknown if (close := get_close_matches(name, known, n=1))]
@@ -177,14 +180,32 @@ def _check_names(names: Sequence[str]) -> None:
         raise ValueError(f"methods: expected names out of {', '.join(known)}; found {found}.{hint}")
 
 
-def _known(degradation: Degradation | DegradationRange | None, factor: Factor) -> Degradation | None:
+def _told(budget: Budget, degradation: DegradationRange) -> Budget:
+    """The budget whose methods are trained for what they are measured on.
+
+    Raises:
+        ValueError: it names another degradation.
+    """
+    if budget.degradation not in (DegradationRange(), degradation):
+        raise ValueError(
+            "degradation: expected one for trainings and measuring, found another in the budget than was said; leave "
+            "one of the two out"
+        )
+    return budget.model_copy(update={"degradation": degradation})
+
+
+def _known(
+    degradation: Degradation | DegradationRange | None, factor: Factor, note: Callable[[str], None]
+) -> Degradation | None:
     """What a method that is not trained is told of the degradation; nothing where it depends on a scan's spacing."""
     if isinstance(degradation, Degradation) or degradation is None:
         return degradation
-    if degradation.second is not None or degradation.in_micrometers:
-        return None
-    made = degradation.center(factor)
-    return made if isinstance(made, Degradation) else None
+    if degradation.second is None and not degradation.in_micrometers:
+        made = degradation.center(factor)
+        if isinstance(made, Degradation):
+            return made
+    note("warning: methods that are not trained assume the mean over each coarse sample, for this blur differs by scan")
+    return None
 
 
 def _pixel_first(names: Sequence[str]) -> list[str]:
@@ -205,6 +226,8 @@ def _trained(
     places = [Path(place) for place in (runs, out / "runs") if place is not None]
     found = next((run for place in places if (run := _run_in(place, name, factor)) is not None), None)
     if found is not None and (budget is None or found.card.finished):
+        if budget is not None and found.path.parent.parent == out / "runs":
+            _check_same(found, budgeted(budget, KINDS[name], factor, out=out / "runs" / name, others=others))
         note(f"{name}: {found!r}")
         return found
     if budget is None:
@@ -218,6 +241,27 @@ def _trained(
     note(f"{name}: no run found; training one: {recipe.training.pixel_steps} steps, in {recipe.out}")
     train(recipe, resume=True)
     return load_upscaler(recipe.out, factor=factor)
+
+
+def _check_same(run: TrainedUpscaler, recipe: Recipe) -> None:
+    """Refuse a run that an earlier comparison trained in another way; folders are not compared, for none is kept.
+
+    Raises:
+        ValueError: names the first setting that differs.
+    """
+    for part in ("method", "data", "intensity", "degradation", "training", "seed"):
+        before, now = getattr(run.recipe, part), getattr(recipe, part)
+        if isinstance(now, int):
+            before, now = {"seed": before}, {"seed": now}
+        else:
+            before, now = before.model_dump(), now.model_dump()
+        for key in now:
+            paths = isinstance(now[key], Path) or isinstance(before[key], Path)
+            if not paths and before[key] != now[key]:
+                raise ValueError(
+                    f"{run.path.parent}: expected a run trained with {part}.{key}: {now[key]}, found one with "
+                    f"{before[key]}; choose another --out, or leave out what trains (--train) to use it as it is"
+                )
 
 
 def _run_in(place: Path, name: str, factor: Factor) -> TrainedUpscaler | None:

@@ -27,12 +27,13 @@ from medsr.scoring import COLUMNS, EvaluationReport, Tally, add_frame, cell, row
 from medsr.sheet import sheet_png
 from medsr.surface import LENGTHS_UM, SURFACE_COLUMNS, surface_rows
 from medsr.trial import Index, Survey, Trial, by, survey_of
-from medsr.upscaler import Upscaler, describe
+from medsr.upscaler import Composed, Upscaler, describe, learned_from
 from medsr.upscaling import upscaled_blocks
 
 __all__ = ["COLUMNS", "EvaluationReport", "evaluate"]
 
 Array = NDArray[Any]
+Measured = tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[str, str]]]
 
 MOST_PANELS = 3
 """Methods that are pictured in one row; more are shown by the same crop in rows."""
@@ -90,8 +91,8 @@ def evaluate(
         series: which series of files that hold several.
         memory: bytes the upscaling may take (`plan`); what is measured, one plane or stack at a time, comes on top.
         device: "auto", "cpu", "cuda", "cuda:N".
-        trained_on: SHA-256 of inputs the method has learned from (a card's `inputs`); a scan among them is measured
-            with a warning that its figures flatter.
+        trained_on: SHA-256 of inputs the method has learned from (a card's `inputs`); a scan among them, or in the
+            library of exemplars of a method, is measured with a warning that its figures flatter.
         pseudonyms: names in the table, the pictures and the lines, in which no file's name or path stands; None: the
             files'.
         note: receives a line for each event worth a user's eye.
@@ -112,6 +113,7 @@ def evaluate(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder for the scores, found a file; give --out another name")
+    known = frozenset(trained_on).union(*(learned_from(one) for _, one in methods))
     sources = find_all(paths, out=out) if pseudonyms is None else pseudonyms.find_all(paths, out=out)
     out.mkdir(parents=True, exist_ok=True)
     setting = _Setting(methods, factor, degradation, out, series, memory, device, note or _silent, tick or _untold)
@@ -120,11 +122,12 @@ def evaluate(
     surfaces: list[dict[str, Any]] = []
     for source in sources:
         try:
-            if trained_on and input_digest(source) in trained_on:
+            if known and input_digest(source) in known:
                 setting.note(f"{source.name}: warning: the method has learned from this scan: its figures flatter")
-            measured, textures = _evaluated(source, setting)
+            measured, textures, without = _evaluated(source, setting)
             rows += measured
             surfaces += textures
+            failed += without
         except NoImageError as error:
             setting.note(f"{source.name}: skipped: {_reason(source, error)}")
         except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the report
@@ -146,14 +149,24 @@ def _named(upscaler: Upscaler | Mapping[str, Upscaler], method: str | None) -> t
     if isinstance(upscaler, Mapping):
         methods = dict(upscaler)
     else:
-        methods = {method or describe(upscaler).split("(")[0].split()[0].lower(): upscaler}
+        methods = {method or name_of(upscaler): upscaler}
     factors = {name: each.factor for name, each in methods.items()}
     if len(set(factors.values())) != 1:
         found = ", ".join(f"{name} {by(factor)}" for name, factor in factors.items()) or "no method"
         raise ValueError(f"methods: expected methods of one factor, found {found}; compare each factor by itself")
     if not any(isinstance(each, Cubic) for each in methods.values()):
+        if "cubic" in methods:
+            raise ValueError("methods: expected another name than cubic, which is the baseline beside every method")
         methods = {"cubic": Cubic(next(iter(factors.values()))), **methods}
     return tuple(methods.items())
+
+
+def name_of(upscaler: Upscaler) -> str:
+    """A short name for tables: of a method made of others, what it does and to what."""
+    if isinstance(upscaler, Composed):
+        inner = "+".join(dict.fromkeys(map(name_of, upscaler.parts)))
+        return f"{type(upscaler).__name__.lower()} {inner}"
+    return describe(upscaler).split("(")[0].split()[0].lower()
 
 
 def _silent(_line: str) -> None:
@@ -177,14 +190,28 @@ def _said(source: Source, error: Exception) -> str:
     return f"{source.path}: {type(error).__name__}: {text}"
 
 
-def _evaluated(source: Source, setting: _Setting) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of one scan, and those of its surfaces if it is a height map; its picture is written."""
+def _evaluated(source: Source, setting: _Setting) -> Measured:
+    """The rows of one scan, those of its surfaces if it is a height map, and which methods failed and why; its picture
+    is written.
+
+    """
     scan = read_scan(source, series=setting.series)
     for warning in scan.warnings:
         setting.note(f"{source.name}: warning: {unnamed(warning, source)}")
     trial = Trial(scan, setting.factor, setting.degradation)
     survey = survey_of(trial)
-    tallies = [_tally(name, upscaler, trial, survey, setting) for name, upscaler in setting.methods]
+    failed: list[tuple[str, str]] = []
+    tallies: list[Tally] = []
+
+    def without(name: str, error: Exception) -> None:
+        failed.append((source.name, f"{name}: {_reason(source, error)}"))
+        setting.note(f"{source.name}: {failed[-1][1]}")
+
+    for name, upscaler in setting.methods:
+        try:
+            tallies.append(_tally(name, upscaler, trial, survey, setting))
+        except Exception as error:  # noqa: BLE001 - a method that fails does not take the others' rows with it
+            without(name, error)
     data_range = abs(scan.intensity.white - scan.intensity.black)
     shown: dict[str, Array] = {}
     surfaces: list[dict[str, Any]] = []
@@ -198,8 +225,13 @@ def _evaluated(source: Source, setting: _Setting) -> tuple[list[dict[str, Any]],
         unit = scan.intensity.to_unit(truth)
         mask = foreground_mask(unit, threshold=survey.threshold) if finite.size else np.zeros(truth.shape, bool)
         found: dict[str, Array] = {}
-        for tally in tallies:
-            estimate = _estimate(trial, tally, index, setting.device)
+        for tally in list(tallies):
+            try:
+                estimate = _estimate(trial, tally, index, setting.device)
+            except Exception as error:  # noqa: BLE001 - as above
+                tallies.remove(tally)
+                without(tally.name, error)
+                continue
             add_frame(tally, trial, estimate, (truth, low, mask), data_range)
             if index == survey.plane[: trial.lead]:
                 tally.plane = _shown(trial, survey, estimate, mask)
@@ -212,11 +244,13 @@ def _evaluated(source: Source, setting: _Setting) -> tuple[list[dict[str, Any]],
         setting.tick(source.name, done, len(frames))
     if not lowest < highest:
         raise ScanError(f"expected values that differ, found {lowest:g} everywhere: nothing to measure")
+    if not tallies:
+        return [], [], failed
     rows = [row_of(source.name, trial, tally, data_range) for tally in tallies]
     _draw(setting.out / f"{source.name}.png", source, trial, survey, tallies, rows, shown)
     for row in rows:
         setting.note(f"{source.name}: {row['method']}: {row['psnr_db']:.2f} dB")
-    return rows, surfaces
+    return rows, surfaces, failed
 
 
 def is_height_map(scan: Scan) -> bool:

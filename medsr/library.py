@@ -20,9 +20,9 @@ from scipy.spatial import cKDTree
 from medsr.degradation import Degradation
 from medsr.io import find_scans, read_scan
 from medsr.io.digest import input_digest
-from medsr.io.source import Source
+from medsr.io.source import Source, versioned
 from medsr.methods.kept import Kept
-from medsr.methods.registration import SCALES, Features, band_overview, find_features
+from medsr.methods.registration import MOST_KEYPOINTS, SCALES, Features, band_overview, find_features
 from medsr.methods.retrieval import band_digest, read_plane
 from medsr.scan import Factor, Scan, ScanError, validate_factor
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
-FORMAT = 1
+FORMAT = 2
 INDEX, CODES = "index.json", "codes.npz"
 
 WORDS = 64
@@ -47,10 +47,16 @@ DIMENSIONS = 128
 ROUNDS = 12
 
 OPEN_SCANS = 4
-"""Scans of a library that are held open, with their keypoints."""
+"""Scans of a library that are held open, and scans whose keypoints are held."""
 
 SLACK = 0.1
 """How much farther than the true nearest a plane found by the tree may be (approximate nearest neighbors)."""
+
+KEYPOINT_BYTES = 2 * 4 + 128
+"""Of a position and a descriptor."""
+
+_digests: dict[tuple[Path, str], str] = {}
+"""Digests of scans by their path and the version of their files: in a process each scan is read for it once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +84,6 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
-    scan: Scan
-    positions: Floats
-    descriptors: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
 class _ScanPlane:
     """A plane of a scan, cut to whole coarse samples."""
 
@@ -106,6 +104,8 @@ class Library:
     Attributes:
         factor, degradation: how the coarse band, in which planes are compared, was made.
         names: of the scans: their paths relative to the root.
+        inputs: SHA-256 of the files of each scan, as `medsr.io.digest.input_digest` gives it.
+        held_bytes: memory of the keypoints that are held, at most.
         identity: of the index, 12 hex digits.
 
     Raises:
@@ -123,13 +123,17 @@ class Library:
             for s in content["scans"]
         ]
         self.names = tuple(entry.path for entry in self._entries)
+        self.inputs = frozenset(entry.sha256 for entry in self._entries)
+        largest = sorted(entry.planes for entry in self._entries)[-OPEN_SCANS:]
+        self.held_bytes = sum(largest) * MOST_KEYPOINTS * KEYPOINT_BYTES
         self.identity = hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()[:12]
         with np.load(folder / CODES, allow_pickle=False) as arrays:
             self._words, self._mean, self._basis = arrays["words"], arrays["mean"], arrays["basis"]
             codes = arrays["codes"]
         self._tree = cKDTree(codes)
         self._firsts = np.array([entry.first for entry in self._entries])
-        self._opened: Kept[int, _Opened] = Kept(OPEN_SCANS)
+        self._opened: Kept[int, Scan] = Kept(OPEN_SCANS)
+        self._keypoints: Kept[int, list[Features]] = Kept(OPEN_SCANS)
 
     def __repr__(self) -> str:
         return f"Library({self.identity}, factor={self.factor}, scans={len(self.names)}, planes={len(self)})"
@@ -165,32 +169,27 @@ class Library:
         return int(np.searchsorted(self._firsts, plane, side="right")) - 1
 
     def features(self, plane: int) -> Features:
-        """Keypoints of a plane, in its own fine samples."""
+        """Keypoints of a plane, in its own fine samples; its scan is not opened."""
         scan = self.scan_of(plane)
-        opened, local = self._open(scan), plane - self._entries[scan].first
-        here = slice(opened.starts[local], opened.starts[local + 1])
-        return Features(opened.positions[here], opened.descriptors[here])
+        return self._keypoints.get(scan, lambda: _stored(self.folder, scan))[plane - self._entries[scan].first]
 
     def plane(self, plane: int) -> _ScanPlane:
         """Samples of a plane."""
         scan = self.scan_of(plane)
-        return _plane_of(self._open(scan).scan, plane - self._entries[scan].first, self.factor)
+        opened = self._opened.get(scan, lambda: self._opened_anew(scan))
+        return _plane_of(opened, plane - self._entries[scan].first, self.factor)
 
-    def _open(self, number: int) -> _Opened:
-        return self._opened.get(number, lambda: self._opened_anew(number))
-
-    def _opened_anew(self, number: int) -> _Opened:
+    def _opened_anew(self, number: int) -> Scan:
         entry = self._entries[number]
         source = Source(self.root / entry.path, tuple(self.root / file for file in entry.files), entry.path)
         missing = [file for file in source.files if not file.exists()]
-        if missing or input_digest(source) != entry.sha256:
+        if missing or _digest_of(source) != entry.sha256:
             found = f"{missing[0]} missing" if missing else "other content"
             raise ScanError(
                 f"{source.path}: expected the scan that the library {self.folder} indexed, found {found}; build the "
                 "library again, or say where its scans are now (root)"
             )
-        with np.load(self.folder / _keypoints_file(number), allow_pickle=False) as arrays:
-            return _Opened(read_scan(source), arrays["positions"], arrays["descriptors"], arrays["starts"])
+        return read_scan(source)
 
 
 def build_library(
@@ -311,7 +310,15 @@ def _indexed(source: Source, root: Path, out: Path, before: list[_Entry], degrad
     spacing = (scan.grid.spacing_of("y"), scan.grid.spacing_of("x"))
     path, *files = (os.path.relpath(p.resolve(), root) for p in (source.path, *source.files))
     first = before[-1].first + before[-1].planes if before else 0
-    return _Entry(path, tuple(files), input_digest(source), scan.shape, spacing, first)
+    return _Entry(path, tuple(files), _digest_of(source), scan.shape, spacing, first)
+
+
+def _digest_of(source: Source) -> str:
+    """The digest of a scan; its bytes are read again only where names, sizes or times of change are others."""
+    key = (source.path.absolute(), versioned(source).version)
+    if key not in _digests:
+        _digests[key] = input_digest(source)
+    return _digests[key]
 
 
 def _plane_of(scan: Scan, number: int, factor: Factor) -> _ScanPlane:
@@ -323,13 +330,17 @@ def _keypoints_file(scan: int) -> str:
     return f"keypoints_{scan:05d}.npz"
 
 
-def _stored(folder: Path, entries: list[_Entry]) -> Iterator[Features]:
+def _stored(folder: Path, scan: int) -> list[Features]:
+    """Keypoints of the planes of a scan."""
+    with np.load(folder / _keypoints_file(scan), allow_pickle=False) as arrays:
+        positions, descriptors, starts = arrays["positions"], arrays["descriptors"], arrays["starts"]
+    return [Features(positions[a:b], descriptors[a:b]) for a, b in pairwise(starts)]
+
+
+def _all_stored(folder: Path, entries: list[_Entry]) -> Iterator[Features]:
     """Keypoints of all planes in their order."""
     for number in range(len(entries)):
-        with np.load(folder / _keypoints_file(number), allow_pickle=False) as arrays:
-            positions, descriptors, starts = arrays["positions"], arrays["descriptors"], arrays["starts"]
-        for a, b in pairwise(starts):
-            yield Features(positions[a:b], descriptors[a:b])
+        yield from _stored(folder, number)
 
 
 def _write_codes(folder: Path, entries: list[_Entry]) -> None:
@@ -337,13 +348,13 @@ def _write_codes(folder: Path, entries: list[_Entry]) -> None:
     planes = entries[-1].first + entries[-1].planes
     share = max(1, SAMPLE // planes)
     rows = [f.roots()[np.unique(np.linspace(0, len(f.positions) - 1, share).astype(int))]
-            for f in _stored(folder, entries) if len(f.positions)]  # fmt: skip
+            for f in _all_stored(folder, entries) if len(f.positions)]  # fmt: skip
     words = _clustered(np.concatenate(rows) if rows else np.zeros((1, 128), np.float32))
     every = max(1, planes // 1024)
-    sample = np.stack([_vlad(f, words) for i, f in enumerate(_stored(folder, entries)) if i % every == 0])
+    sample = np.stack([_vlad(f, words) for i, f in enumerate(_all_stored(folder, entries)) if i % every == 0])
     mean = sample.mean(0)
     basis = np.linalg.svd(sample - mean, full_matrices=False)[2][:DIMENSIONS].T
-    codes = np.stack([(_vlad(f, words) - mean) @ basis for f in _stored(folder, entries)])
+    codes = np.stack([(_vlad(f, words) - mean) @ basis for f in _all_stored(folder, entries)])
     np.savez_compressed(folder / CODES, words=words, mean=mean, basis=basis.astype(np.float32), codes=codes)
 
 

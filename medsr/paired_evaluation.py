@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsr.evaluation import name_of
 from medsr.frc import FourierRings, frc_resolution
 from medsr.io import read_scan
 from medsr.io.digest import input_digest
@@ -25,7 +26,7 @@ from medsr.plan import Device, Plan, plan, torch_device
 from medsr.registration import Registration, RegistrationRule, register
 from medsr.scan import Factor, Intensity, Region, Scan, sample_values
 from medsr.scoring import COLUMNS, LEAST_SIDE, EvaluationReport, cell, write_table
-from medsr.upscaler import Upscaler, describe
+from medsr.upscaler import Upscaler
 from medsr.upscaling import upscaled_blocks
 
 __all__ = ["PAIR_COLUMNS", "Moments", "evaluate_pairs", "is_pairs"]
@@ -163,11 +164,7 @@ def evaluate_pairs(
     """
     torch_device(device)
     folder, out = Path(folder), Path(out)
-    methods = (
-        dict(upscaler)
-        if isinstance(upscaler, Mapping)
-        else {describe(upscaler).split("(")[0].split()[0].lower(): upscaler}
-    )
+    methods = dict(upscaler) if isinstance(upscaler, Mapping) else {name_of(upscaler): upscaler}
     factors = {each.factor for each in methods.values()}
     if len(factors) != 1:
         raise ValueError(f"methods: expected methods of one factor, found {sorted(factors)}; compare each by itself")

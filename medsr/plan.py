@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medsr.holes import HOLE_REACH
 from medsr.scan import Factor, Region, Scan
 from medsr.tiles import Tile, plan_tiles
-from medsr.upscaler import Composed, Staged, Upscaler, describe, has_stages
+from medsr.upscaler import Composed, Staged, Upscaler, describe, has_stages, reserved_bytes
 
 if TYPE_CHECKING:
     from medsr.engines import EngineChoice
@@ -217,13 +217,14 @@ def _cost_of(
     # Reading, the unit image and the stored result: 8 + 4 bytes a coarse sample, 8 + dtype bytes a fine one.
     read, result = 12.0, float(fine * (8 + scan.intensity.dtype.itemsize))
     waits = 4.0 * fine * waiting if device.type == "cpu" else 0.0
+    reserved = reserved_bytes(upscaler) if device.type == "cpu" else 0  # it is no memory of a card
     if engine is not None and engine.name != "torch" and isinstance(upscaler, Composed) and has_stages(upscaler):
         return _cost_around(scan, upscaler, halo, device, engine, waiting=waiting)
     if engine is None or engine.name == "torch" or not isinstance(upscaler, Staged):
         run = placed(upscaler, device)
         more = WORKSPACE["torch"] if has_stages(upscaler) else UNKNOWN_WORKSPACE
         per_read = more * _probed(run, _probe(len(limit), device)) + read
-        return _Cost(limit, halo, None, 0, per_read + result, waits, 0.0)
+        return _Cost(limit, halo, None, reserved, per_read + result, waits, 0.0)
     half = device.type == "cuda" and engine.precision != "float32"
     factors = WORKSPACE if engine.precision == "float32" else HALF_WORKSPACE
     features, detail, strip_halo = _probed_stages(upscaler, device, half=half, twice=engine.name == "openvino")
@@ -233,7 +234,7 @@ def _cost_of(
         limit,
         halo,
         strip_halo,
-        ENGINE_BYTES[engine.name],
+        ENGINE_BYTES[engine.name] + reserved,
         features * more + read,
         result + 8.0 * fine + waits,
         detail * more,
@@ -248,12 +249,14 @@ def _cost_around(
     strips = [cost.strip_halo for cost in costs if cost.strip_halo is not None]
     runs = [partial(_stand_in, factor=upscaler.factor)] * len(costs)
     made = placed(upscaler, device)
+    on_host = device.type == "cpu"
+    own = reserved_bytes(upscaler) - sum(map(reserved_bytes, upscaler.parts)) if on_host else 0  # parts count theirs
     around = _probed(lambda low: made.around(low, runs), _probe(len(halo), device))
     return _Cost(
         costs[0].limit,
         halo,
         tuple(map(max, zip(*strips, strict=True))) if strips else None,
-        sum(cost.fixed for cost in costs),
+        sum(cost.fixed for cost in costs) + own,
         max(cost.per_read for cost in costs) + UNKNOWN_WORKSPACE * around,
         max(cost.per_kept for cost in costs),
         max(cost.per_strip for cost in costs),

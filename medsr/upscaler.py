@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +17,9 @@ from medsr.stages import Stages
 
 __all__ = [
     "Composed",
+    "Learned",
     "Placed",
+    "Reserves",
     "Run",
     "Staged",
     "Trained",
@@ -23,6 +28,8 @@ __all__ = [
     "describe",
     "fingerprint",
     "has_stages",
+    "learned_from",
+    "reserved_bytes",
 ]
 
 Run = Callable[[Tensor], Tensor]
@@ -124,6 +131,47 @@ class Trained(Upscaler, Protocol):
         ...
 
 
+@runtime_checkable
+class Learned(Upscaler, Protocol):
+    """An Upscaler that holds scans or has learned from them, as one with a library of exemplars.
+
+    Attributes:
+        learned_from: SHA-256 of their files, as `medsr.io.digest.input_digest` gives it.
+    """
+
+    @property
+    def learned_from(self) -> frozenset[str]:
+        """SHA-256 of the files of each scan."""
+        ...
+
+
+@runtime_checkable
+class Reserves(Upscaler, Protocol):
+    """An Upscaler that holds memory beside its tiles, which a probe on a small image does not see.
+
+    Attributes:
+        reserved_bytes: what `adapt` and the work done once for a scan or a plane hold, at most.
+    """
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes, at most."""
+        ...
+
+
+def learned_from(upscaler: Upscaler) -> frozenset[str]:
+    """SHA-256 of the inputs that a method and its parts say they have learned from; a checkpoint's are in its card."""
+    own = upscaler.learned_from if isinstance(upscaler, Learned) else frozenset()
+    parts = upscaler.parts if isinstance(upscaler, Composed) else ()
+    return own.union(*map(learned_from, parts))
+
+
+def reserved_bytes(upscaler: Upscaler) -> int:
+    """Memory that a method and its parts hold beside their tiles."""
+    own = upscaler.reserved_bytes if isinstance(upscaler, Reserves) else 0
+    return own + sum(map(reserved_bytes, upscaler.parts if isinstance(upscaler, Composed) else ()))
+
+
 def checkpoints_of(upscaler: Upscaler) -> tuple[str, ...]:
     """SHA-256 of the weights of every checkpoint in a method, in the order of its parts; (): it has none."""
     if isinstance(upscaler, Trained):
@@ -140,6 +188,10 @@ def has_stages(upscaler: Upscaler) -> bool:
     return isinstance(upscaler, Staged)
 
 
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""Where an object lies in memory, which says nothing of what it is."""
+
+
 def describe(upscaler: Upscaler) -> str:
     """One line that names a method, for histories and tables."""
     if type(upscaler).__repr__ is object.__repr__:
@@ -148,8 +200,10 @@ def describe(upscaler: Upscaler) -> str:
 
 
 def fingerprint(upscaler: Upscaler) -> str:
-    """SHA-256 of what decides an upscaler's numbers: its description and, for a network, every weight."""
-    digest = hashlib.sha256(f"{describe(upscaler)} {upscaler.factor} {upscaler.halo}".encode())
+    """SHA-256 of what decides an upscaler's numbers: its whole repr and, for a network, every weight."""
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+        whole = ADDRESS.sub("", repr(upscaler))
+    digest = hashlib.sha256(f"{describe(upscaler)} {whole} {upscaler.factor} {upscaler.halo}".encode())
     if isinstance(upscaler, nn.Module):
         for name, value in upscaler.state_dict().items():
             digest.update(name.encode())

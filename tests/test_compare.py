@@ -184,3 +184,73 @@ def test_real_pairs_are_measured_as_pairs(tmp_path):
         (name, method) for name in ("f0", "f1") for method in ("cubic", "lanczos")
     ]
     assert all(row["psnr_fitted_db"] >= row["psnr_db"] for row in report.rows)
+
+
+def test_a_method_that_fails_does_not_take_the_others_with_it(fields, tmp_path):
+    class Failing(Lanczos):
+        def adapt(self, scan):
+            raise MemoryError("no room for exemplars")
+
+    named = {"cubic": Cubic((2, 2)), "broken": Failing((2, 2)), "sharp": Lanczos((2, 2))}
+    report = evaluate(fields[1], named, out=tmp_path / "out")
+    assert [row["method"] for row in report.rows] == ["cubic", "sharp"]
+    assert report.exit_code == 1
+    assert report.failed[0][1].startswith("broken: ")
+
+
+def test_what_is_around_a_method_is_in_its_name_and_cubic_stays_beside(fields, tmp_path):
+    wrapped = medsr.Consistent(Cubic((2, 2)))
+    report = evaluate(fields[1], wrapped, out=tmp_path / "out")
+    assert [row["method"] for row in report.rows] == ["cubic", "consistent cubic"]
+    with pytest.raises(ValueError, match="another name than cubic"):
+        evaluate(fields[1], {"cubic": wrapped}, out=tmp_path / "out")
+
+
+def test_trainings_and_untrained_methods_are_told_what_is_measured(fields, tmp_path):
+    train, test = fields
+    said = medsr.DegradationRange(fwhm_samples=(2.0, 2.0))
+    out = tmp_path / "out"
+    first = compare(test, ["edges", "srresnet"], out=out, budget=budget_on(train), degradation=said)
+    assert medsr.load_upscaler(out / "runs" / "srresnet").recipe.degradation == said
+    by_runs = compare(test, ["edges", "srresnet"], out=tmp_path / "again", runs=out / "runs")
+    figures = [{row["method"]: row["psnr_db"] for row in each.rows} for each in (first, by_runs)]
+    assert figures[0] == figures[1]
+    plain = compare(test, ["edges"], out=tmp_path / "plain", degradation=medsr.Degradation((2, 2)))
+    assert plain.rows[-1]["psnr_db"] != figures[0]["edges"]
+    other = budget_on(train, degradation=medsr.DegradationRange(fwhm_samples=(1.0, 1.0)))
+    with pytest.raises(ValueError, match="expected one for trainings and measuring"):
+        compare(test, ["srresnet"], out=out, budget=other, degradation=said)
+    with pytest.raises(ValueError, match=r"expected a run trained with degradation.fwhm_samples"):
+        compare(test, ["srresnet"], out=out, budget=other)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"threshold": 0.3}, {"threshold": 0.0}),
+        ({"degradation": medsr.Degradation((2, 2), kernel=np.eye(3) + 0.1)},
+         {"degradation": medsr.Degradation((2, 2), kernel=np.ones((3, 3)))}),
+        ({"degradation": medsr.Degradation((2, 2), kernel=np.ones((3, 3))), "steps": 4},
+         {"degradation": medsr.Degradation((2, 2), kernel=np.ones((3, 3))), "steps": 6}),
+    ],
+)  # fmt: skip
+def test_settings_that_change_a_result_change_its_fingerprint(a, b):
+    from medsr.upscaler import fingerprint
+
+    for around in (lambda method: method, medsr.Consistent):
+        one, two = (around(medsr.Edges((2, 2), **settings)) for settings in (a, b))
+        assert fingerprint(one) != fingerprint(two)
+        assert fingerprint(one) == fingerprint(around(medsr.Edges((2, 2), **a)))
+
+
+def test_a_projection_believes_what_is_said_then_what_was_found():
+    blur = medsr.DegradationRange(fwhm_samples=(2.0, 2.0))
+    edges = medsr.Edges((2, 2))  # assumes the mean, and found nothing
+    assert "Gaussian" in repr(medsr.Consistent(edges, blur))
+
+    class Finds(Cubic):
+        found_degradation = medsr.Degradation((2, 2), kernel=medsr.Gaussian(fwhm_samples=1.2))
+
+    for method in (Finds((2, 2)), medsr.Ensemble([Finds((2, 2)), Finds((2, 2))])):
+        assert "1.2" in repr(medsr.Consistent(method, blur))
+        assert "2.0" in repr(medsr.Consistent(method, blur, certain=True))

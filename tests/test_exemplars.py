@@ -1,6 +1,8 @@
 """Exemplars and SelfExemplars: what they gain, where they fall back, and that tiles with their origins agree."""
 
 import pickle
+import subprocess
+import sys
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -15,6 +17,8 @@ from medsr.degradation import Degradation, Gaussian
 from medsr.library import Library, build_library
 from medsr.methods import Cubic, Exemplars, SelfExemplars
 from medsr.methods.back_projection import back_projected
+from medsr.methods.registration import LARGEST_OVERVIEW
+from medsr.plan import BASE_BYTES, MemoryTooSmallError, plan
 from medsr.scan import Grid, Intensity, Scan
 from medsr.upscaler import Placed, Upscaler, describe, fingerprint
 from tests import laws
@@ -186,6 +190,43 @@ def test_it_is_a_placed_upscaler(placed):
         Exemplars(2, method.library).at((0, 0))
     with pytest.raises(ValueError, match="one entry for each axis"):
         method.at((0, 0, 0))
+
+
+PEAK = """
+import sys, numpy as np, torch
+from medsr.library import load_library
+from medsr.methods import Exemplars
+from medsr.scan import Grid, Intensity, Scan
+def kilobytes(field):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
+torch.set_num_threads(1)
+low = np.load(sys.argv[2])
+library = load_library(sys.argv[1])
+before = kilobytes("VmRSS")
+method = Exemplars(2, library, references=1).adapt(Scan(low, Grid(("y", "x")), Intensity(0, 1, low.dtype)))
+assert method.found()
+print((kilobytes("VmHWM") - before) * 1024, method.reserved_bytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_the_plan_counts_what_retrieval_holds(tmp_path):
+    """A plane of the largest overview: the peak of a process of its own stays below the bytes declared."""
+    side = LARGEST_OVERVIEW
+    stack = real_scan()[0, 0].numpy()
+    times = -(-side // stack.shape[1])
+    rows = [np.concatenate([stack[times * i + j] for j in range(times)], 1) for i in range(times)]
+    large = np.concatenate(rows)[:side, :side]
+    library = library_of(tmp_path / "fine", [large])
+    np.save(tmp_path / "low.npy", coarse(large)[0, 0].numpy())
+    command = [sys.executable, "-c", PEAK, str(library.folder), str(tmp_path / "low.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    peak, declared = map(int, done.stdout.split())
+    assert 0.3 * declared < peak <= declared, f"{peak / 1e6:.0f} MB, {declared / 1e6:.0f} declared"
+    scan, method = scan_of(coarse(plane(13))), Exemplars(2, library)
+    assert plan(scan, method, memory=BASE_BYTES + 2 * declared, device="cpu").bytes_per_tile > declared
+    with pytest.raises(MemoryTooSmallError):
+        plan(scan, method, memory=BASE_BYTES + declared, device="cpu")
 
 
 def test_what_does_not_fit_the_library_is_refused(library):

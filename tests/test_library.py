@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,35 @@ import pytest
 import tifffile
 
 import medsr
+import medsr.library
 import medsr.methods
 from medsr.degradation import Degradation, Gaussian
-from medsr.library import Library, build_library, load_library
+from medsr.io.digest import input_digest
+from medsr.library import OPEN_SCANS, Library, build_library, load_library
 from medsr.methods.registration import band_overview, find_features
 from medsr.scan import Grid, Intensity, Scan, ScanError
+from medsr.upscaler import Composed, Upscaler
 from tests.methods_asked import real_scan
 from tests.test_pipelines import pipeline
+
+
+@dataclass
+class Combined:
+    """The first of several methods."""
+
+    parts: tuple[Upscaler, ...]
+    factor: tuple[int, ...] = (2, 2)
+    halo: tuple[int, ...] = (40, 40)
+
+    def adapt(self, scan):
+        return Combined(tuple(part.adapt(scan) for part in self.parts))
+
+    def around(self, low, runs):
+        return runs[0](low)
+
+    def __call__(self, low):
+        return self.around(low, self.parts)
+
 
 CROPS = ((2, slice(0, 128)), (9, slice(64, 192)), (17, slice(128, 256)), (25, slice(100, 228)))
 
@@ -118,9 +141,37 @@ def test_a_changed_or_missing_scan_is_named(tmp_path):
         load_library(tmp_path / "index").plane(0)
     scans.rename(tmp_path / "elsewhere")
     with pytest.raises(ScanError, match="missing"):
-        load_library(tmp_path / "index").features(0)
+        load_library(tmp_path / "index").plane(0)
+    assert len(load_library(tmp_path / "index").features(0).positions), "keypoints are in the index"
     tifffile.imwrite(tmp_path / "elsewhere" / "a.tif", field)
     assert load_library(tmp_path / "index", root=tmp_path / "elsewhere").plane(0).shape == (96, 96)
+
+
+def test_a_scan_is_read_for_its_digest_once(tmp_path, monkeypatch):
+    """However many planes ask for it, and in whatever order: more scans than are held open."""
+    read = []
+    monkeypatch.setattr(medsr.library, "input_digest", lambda source: read.append(source.name) or input_digest(source))
+    (tmp_path / "scans").mkdir()
+    for z in range(OPEN_SCANS + 2):
+        tifffile.imwrite(tmp_path / "scans" / f"{z}.tif", tifffile.imread(medsr.NUCLEI)[z, :96, :96])
+    build_library(tmp_path / "scans", factor=2, out=tmp_path / "index")
+    library = load_library(tmp_path / "index")
+    for _ in range(3):
+        for plane in range(len(library)):
+            library.features(plane)
+            library.plane(plane).read(slice(0, 8), slice(0, 8))
+    assert len(read) == len(library) == OPEN_SCANS + 2
+
+
+def test_a_scan_of_the_library_is_measured_with_a_warning(folder, library, tmp_path):
+    said = []
+    method = Combined((medsr.methods.Exemplars(2, library), medsr.methods.Cubic((2, 2))))
+    assert isinstance(method, Composed)
+    for name, upscaler in (("direct", method.parts[0]), ("part", method), ("cubic", method.parts[1])):
+        medsr.evaluate(folder / "field0.ome.tif", upscaler, out=tmp_path / name, note=said.append)
+        warned = [line for line in said if "the method has learned from this scan" in line]
+        assert len(warned) == (name != "cubic"), name
+        said.clear()
 
 
 def test_one_bad_scan_stops_nothing(tmp_path, caplog):

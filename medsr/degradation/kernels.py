@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
@@ -302,6 +303,11 @@ class Weights:
         if not clean or any(a.size == 0 or not np.isfinite(a).all() or a.sum() <= 0 for a in clean):
             raise ValueError("kernel: expected finite weights with a sum above 0 (a flat field has to stay flat)")
         object.__setattr__(self, "arrays", tuple(a / a.sum() for a in clean))
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(array, np.float64).tobytes() for array in self.arrays))
+        sizes = ", ".join(" x ".join(map(str, array.shape)) for array in self.arrays)
+        return f"Weights({sizes}; sha256 {digest.hexdigest()[:16]})"
 
     def parts(self, grid: FineGrid) -> tuple[Part, ...]:
         """The weights, checked against the axes of the factor.

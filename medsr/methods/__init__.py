@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medsr.methods.consistent import Consistent, KnowsDegradation
+    from medsr.methods.consistent import Consistent, FindsDegradation, KnowsDegradation
     from medsr.methods.detail import EdgesWithDetail
     from medsr.methods.dfcan import DFCAN
     from medsr.methods.discriminators import PatchDiscriminator, SrganDiscriminator
@@ -44,6 +44,7 @@ __all__ = [
     "FastNetwork",
     "FsrcnnNetwork",
     "IkcNetwork",
+    "FindsDegradation",
     "KnowsDegradation",
     "Lanczos",
     "Leveled",
@@ -78,6 +79,7 @@ _ROOMS = {
     "Exemplars": "exemplars",
     "SelfExemplars": "exemplars",
     "Consistent": "consistent",
+    "FindsDegradation": "consistent",
     "KnowsDegradation": "consistent",
     "Ensemble": "ensemble",
     "DFCAN": "dfcan",

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from medsr.degradation import Degradation, DegradationRange, PoissonGaussian, SecondOrder
 from medsr.methods.projection import Known, Projection, projection, response
-from medsr.upscaler import Run, Upscaler, describe
+from medsr.upscaler import Composed, Run, Upscaler, describe
 
 if TYPE_CHECKING:
     from medsr.scan import Scan
 
-__all__ = ["Consistent", "KnowsDegradation"]
+__all__ = ["Consistent", "FindsDegradation", "KnowsDegradation", "found_by"]
 
 GRAY = 0.5
 """Unit intensity at which the noise of photons is taken: the middle of the line."""
@@ -26,12 +26,41 @@ GRAY = 0.5
 
 @runtime_checkable
 class KnowsDegradation(Protocol):
-    """An upscaler that knows how its scan was degraded, as one that estimated the blur."""
+    """An upscaler that holds a degradation, told or assumed."""
 
     @property
     def degradation(self) -> Known | None:
-        """What it was told or found out by `adapt`; None: nothing yet."""
+        """What it was told, assumes, or found out; None: nothing yet."""
         ...
+
+
+@runtime_checkable
+class FindsDegradation(Protocol):
+    """An upscaler that finds out in `adapt` how its scan was degraded."""
+
+    @property
+    def found_degradation(self) -> Known | None:
+        """What it found; None: nothing, or not yet."""
+        ...
+
+
+def found_by(upscaler: Upscaler) -> Known | None:
+    """What a method, or what it is made of, found of the degradation of its scan; None where it found none.
+
+    Raises:
+        ValueError: its parts found different ones.
+    """
+    if isinstance(upscaler, FindsDegradation):
+        return upscaler.found_degradation
+    if not isinstance(upscaler, Composed):
+        return None
+    found = {repr(each): each for part in upscaler.parts if (each := found_by(part)) is not None}
+    if len(found) > 1:
+        raise ValueError(
+            f"{describe(upscaler)}: expected parts that found the same degradation, found {' and '.join(found)}; "
+            "say which holds"
+        )
+    return next(iter(found.values()), None)
 
 
 class Consistent(nn.Module):
@@ -60,8 +89,9 @@ class Consistent(nn.Module):
     Args:
         upscaler: the method; its factor is the degradation's.
         degradation: a `Degradation` (or `SecondOrder`) holds as it is. With a `DegradationRange`, or None, a method
-            that knows the degradation of its scan (`KnowsDegradation`) is believed first; then the middle of the range,
-            with the spacing of the scan. None and nothing known: "area" without blur, as a detector's pixel integrates.
+            that found the degradation of its scan (`FindsDegradation`) is believed first; then the middle of the range,
+            with the spacing of the scan. None and nothing found: "area" without blur, as a detector's pixel integrates.
+        certain: the range holds even where the method found something else.
         noise: standard deviation in unit intensity; 0: none, return the scan exactly. None: that of the degradation in
             the middle of the gray scale, if it has noise.
         doubt: standard deviation expected between the method, degraded again, and a scan without noise; measured for
@@ -88,6 +118,7 @@ class Consistent(nn.Module):
         *,
         noise: float | None = None,
         doubt: float = 0.01,
+        certain: bool = False,
     ) -> None:
         super().__init__()
         if (noise is not None and not (math.isfinite(noise) and noise >= 0)) or not (
@@ -102,6 +133,7 @@ class Consistent(nn.Module):
         self.inner = upscaler
         self.factor = tuple(upscaler.factor)
         self._asked, self._noise, self._doubt = degradation, noise, doubt
+        self._certain = certain and degradation is not None
         self._projection: Projection | None = None
         self._sigma = 0.0
         known = self._known(upscaler)
@@ -134,7 +166,7 @@ class Consistent(nn.Module):
         inner = self.inner.adapt(scan)
         if inner is self.inner and not isinstance(self._asked, DegradationRange):
             return self
-        adapted = type(self)(inner, self._asked, noise=self._noise, doubt=self._doubt)
+        adapted = type(self)(inner, self._asked, noise=self._noise, doubt=self._doubt, certain=self._certain)
         adapted.train(self.training)
         if adapted._known(inner) is None and isinstance(self._asked, DegradationRange):
             adapted._bind(adapted._expected(scan))
@@ -168,10 +200,10 @@ class Consistent(nn.Module):
         return f"{describe(self.inner)}, consistent with {_named(self._projection, self._sigma, self._doubt)}"
 
     def _known(self, inner: Upscaler) -> Known | None:
-        """What is known before a scan: what was given, else what the method says."""
+        """What is known before a scan: what was given, else what the method found."""
         if isinstance(self._asked, (Degradation, SecondOrder)):
             return self._asked
-        return inner.degradation if isinstance(inner, KnowsDegradation) else None
+        return None if self._certain else found_by(inner)
 
     def _expected(self, scan: Scan | None) -> Known:
         """The middle of the range with a scan's fine spacing; without a range block means."""
@@ -221,9 +253,9 @@ def _named(made: Projection, sigma: float, doubt: float) -> str:
         digest = hashlib.sha256(response(degradation).tobytes()).hexdigest()[:8]
         text += f" of {_short(degradation.kernel)} [{digest}]"
     if sigma > 0:
-        text += f", noise {sigma:.3g} of doubt {doubt:.3g}"
+        text += f", noise {sigma!r} of doubt {doubt!r}"
     if any(made.ridge):
-        text += f", ridge {'x'.join(f'{r:.3g}' for r in made.ridge)}"
+        text += f", ridge {'x'.join(map(repr, made.ridge))}"
     return text
 
 

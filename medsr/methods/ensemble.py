@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medsr.methods.consistent import KnowsDegradation
+from medsr.methods.consistent import KnowsDegradation, found_by
 from medsr.methods.projection import response
 from medsr.upscaler import Composed, Placed, Run, Upscaler, describe
 
@@ -201,11 +201,9 @@ def _views(parts: tuple[Upscaler, ...], factor: Factor, *, flips: bool, square: 
         for turned in turns
         for chosen in product((False, True), repeat=len(refined))
     ]
-    known = [
-        torch.from_numpy(response(part.degradation))[None, None]
-        for part in parts
-        if isinstance(part, KnowsDegradation) and part.degradation is not None
-    ]
+    held = [part.degradation for part in parts if isinstance(part, KnowsDegradation)]
+    held += [found_by(part) for part in parts]
+    known = [torch.from_numpy(response(each))[None, None] for each in held if each is not None]
     return tuple(view for view in asked if all(_unchanged(shape, view) for shape in known))
 
 

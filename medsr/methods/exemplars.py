@@ -39,6 +39,9 @@ KEPT_PLANES = 8
 """Planes whose registration is kept; a stack goes through its planes one after the other."""
 
 
+RETRIEVAL_BYTES = 300_000_000
+"""What retrieval, registration and a block hold at most, however large a plane is (measured: 262 MB)."""
+
 LOOKED_AT = 3
 """Planes of a scan for which `adapt` says whether the library knows them."""
 
@@ -54,6 +57,8 @@ class Exemplars:
         factor: refinement of y and x.
         halo: coarse samples of context for each of them.
         library: where exemplars come from.
+        learned_from: SHA-256 of the inputs of the library.
+        reserved_bytes: what the search for exemplars holds beside a tile.
 
     Args:
         factor: refinement of y and x; that of the library.
@@ -113,6 +118,16 @@ class Exemplars:
             f"Exemplars({self.factor}, library={self.library.identity}, degradation={self.degradation}, "
             f"references={self.references}, tolerance={self.tolerance:g}, steps={self.steps})"
         )
+
+    @property
+    def learned_from(self) -> frozenset[str]:
+        """SHA-256 of the scans of the library, which an evaluation must not measure."""
+        return self.library.inputs
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Memory that retrieval holds beside the tiles, at most."""
+        return RETRIEVAL_BYTES + self.library.held_bytes
 
     def adapt(self, scan: Scan) -> Exemplars:
         """The upscaler for this scan: each plane is retrieved for and registered when its first tile is asked for.

@@ -80,8 +80,8 @@ class SelfExemplars:
         self.degradation = Degradation(self.factor) if degradation is None else degradation
         if len(self.factor) != 2 or self.degradation.factor != self.factor:
             raise ValueError(
-                f"exemplars: expected a factor for y and x, found {self.factor} and {self.degradation}; a stack is taken "
-                "plane by plane with a factor such as (2, 2), and z is not refined: leave the method out"
+                f"exemplars: expected a factor for y and x, found {self.factor} and {self.degradation}; a stack is "
+                "taken plane by plane with a factor such as (2, 2), and z is not refined: leave the method out"
             )
         if neighbors < 0 or tolerance <= 0 or steps < 0:
             raise ValueError(

@@ -36,8 +36,14 @@ __all__ = [
 Array = NDArray[Any]
 Image = NDArray[np.float64]
 
-LARGEST_OVERVIEW = 1536
+LARGEST_OVERVIEW = 768
 """Samples of the longest side of the image in which keypoints are sought; a larger plane is reduced by whole blocks."""
+
+STRIP = 2**19
+"""Fine samples that are made at a time for an overview, or one row of blocks."""
+
+MOST_KEYPOINTS = 2000
+"""Keypoints that are kept of a plane."""
 
 CONTRAST = 0.004
 """Least contrast of a keypoint in an image stretched to 0..1; a tenth of the default, because the band is soft."""
@@ -146,7 +152,9 @@ def overview(low: Callable[[slice, slice], Array], size: tuple[int, int], factor
     fine = [n * f for n, f in zip(size, factor, strict=True)]
     step = max(1, math.ceil(max(fine) / LARGEST_OVERVIEW))
     image = np.zeros([max(1, n // step) for n in fine])
-    strip = math.ceil(256 / factor[0]) * step  # whole blocks, and never more than a part of a large plane
+    strip = (
+        max(1, STRIP // (fine[1] * factor[0] * step)) * step
+    )  # whole blocks, never more than a part of a large plane
     for tile in plan_tiles(size, factor, halo=reach(factor), tile=(strip, size[1])):
         part = torch.from_numpy(np.array(low(*tile.read), np.float64))[None, None]
         band = interpolate(part, factor)[0, 0].numpy()[tile.keep]
@@ -176,14 +184,14 @@ def band_overview(plane: Plane, degradation: Degradation) -> Overview:
     return overview(coarse, size, factor)
 
 
-def stretched(image: Image) -> Image:
+def stretched(image: Image) -> NDArray[np.float32]:
     """The image from its 1 to its 99 percentile as 0..1, clipped: gain and offset do not matter to keypoints."""
     low, high = np.percentile(image, (1, 99))
     # Below this the percentiles differ by rounding only, and there is nothing to find.
-    return np.asarray(np.clip((image - low) / max(high - low, 1e-6), 0, 1), np.float64)
+    return np.asarray(np.clip((image - low) / max(high - low, 1e-6), 0, 1), np.float32)
 
 
-def find_features(seen: Overview, *, most: int = 2000) -> Features:
+def find_features(seen: Overview, *, most: int = MOST_KEYPOINTS) -> Features:
     """SIFT keypoints of an overview; of more than `most` an even share.
 
     References:

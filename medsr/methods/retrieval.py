@@ -50,6 +50,8 @@ class ExemplarLibrary(Protocol):
         factor, degradation: how the coarse band of the fine planes was made.
         names: of the scans; a provenance map counts in them.
         identity: what decides the result, in a few characters.
+        inputs: SHA-256 of the files of its scans, as `medsr.io.digest.input_digest` gives it.
+        held_bytes: memory that it holds for keypoints, at most.
     """
 
     @property
@@ -60,6 +62,10 @@ class ExemplarLibrary(Protocol):
     def names(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def identity(self) -> str: ...  # noqa: D102
+    @property
+    def inputs(self) -> frozenset[str]: ...  # noqa: D102
+    @property
+    def held_bytes(self) -> int: ...  # noqa: D102
 
     def refused(self, spacing_um: tuple[float | None, ...] | None) -> dict[int, str]:
         """Scans that cannot serve a plane of this fine spacing along y and x, by their number, with the reason."""

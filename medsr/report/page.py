@@ -197,7 +197,7 @@ def _of_checkpoint(checkpoint: Path | str | None, material: Material) -> tuple[s
     upscaler = load_upscaler(checkpoint)
     known = None
     if material.low is not None:
-        known = upscaler.adapt(material.low).degradation
+        known = upscaler.adapt(material.low).found_degradation
     return render_card(checkpoint), known or upscaler.recipe.degradation
 
 
