@@ -41,10 +41,9 @@ WORDS = 64
 SAMPLE = 20_000
 """Descriptors the clusters are made of."""
 
+ROUNDS = 12
 DIMENSIONS = 128
 """Numbers that are kept of a plane's sum."""
-
-ROUNDS = 12
 
 OPEN_SCANS = 4
 """Scans of a library that are held open, and scans whose keypoints are held."""

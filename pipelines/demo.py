@@ -1,4 +1,4 @@
-"""The whole job on the two shipped scans: train, upscale, evaluate; what `make demo` runs.
+"""The whole job on the two shipped scans: train, upscale, evaluate, report; what `make demo` runs.
 
     python pipelines/demo.py [OUT]
 
@@ -43,9 +43,16 @@ def main(argv: list[str] | None = None) -> int:
         medsr_command("train", CONFIG, "--set", f"data.sample={name}", "--out", run, *extra)
         medsr_command("upscale", scans, "--checkpoint", run, "--out", results, "--overwrite")
         medsr_command("evaluate", scans, "--checkpoint", run, "--out", scores)
+        medsr_command("report", results, "--scans", scans, "--checkpoint", run, "--out", out / name / "report")
     print(f"\nDone in {time.perf_counter() - begun:.0f} s. Open:")
     for name in SAMPLES:
-        for pattern in ("upscaled/*.ome.zarr", "scores/*.png", "scores/scores.csv", "run/pictures/*.png"):
+        for pattern in (
+            "report/index.html",
+            "upscaled/*.ome.zarr",
+            "scores/*.png",
+            "scores/scores.csv",
+            "run/pictures/*.png",
+        ):
             for path in sorted((out / name).glob(pattern))[-1:]:
                 print(f"  {path}")
     print("Each network has learned from the scan it is shown on (hence the warnings above): the figures of scores.csv")
