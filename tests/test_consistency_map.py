@@ -90,7 +90,7 @@ def test_a_coarser_map_of_regions_finds_the_same_spot(nuclei: Scan, monkeypatch:
     low = measured(nuclei, degradation)
     values = nuclei.read().copy()
     values[5, 96:128, 64:96] += 12000
-    monkeypatch.setattr("medsr.trust.consistency.CELLS", 4096)
+    monkeypatch.setattr("medsr.trust.cells.CELLS", 4096)
     found = consistency_map(low, replace(nuclei, data=values), degradation=degradation)
     assert found.found == 1
     start, stop = found.regions[0].start, found.regions[0].stop

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from scipy import ndimage
 
 from medsr.io.lazy import BlockArray
 from medsr.scan import Factor, Intensity, Region, Scan
+from medsr.trust.cells import cells_of, pooled, regions_of
 from medsr.trust.noise_curve import NoiseCurve, estimate_noise, rounding_sd
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ SHARE = 0.1
 """Share of the samples of a cell beyond the limit that flags it, where a cell holds many."""
 WINDOW = 16
 """Coarse samples along y and x of the windows among which the worst is found."""
-CELLS = 1 << 23
-"""Most cells of the map in which regions are found; a larger scan has several samples in a cell."""
 WORK = 1 << 22
 """Fine samples degraded at a time."""
 LISTED = 50
@@ -289,10 +287,10 @@ class _Sums:
         windows = [-(-n // w) for n, w in zip(self.shape, self.window, strict=True)]
         self.squares, self.count = np.zeros(windows), np.zeros(windows)
         self.total, self.flagged = 0.0, 0
-        self.cell = _cells(self.shape)
+        self.cell = cells_of(self.shape)
         cells = [-(-n // c) for n, c in zip(self.shape, self.cell, strict=True)]
         self.hits, self.peak = np.zeros(cells, np.int32), np.zeros(cells, np.float32)
-        for region in _regions(self.shape, block):
+        for region in regions_of(self.shape, block):
             self._add(region, scan.read(region))
 
     def _add(self, region: Region, z: Array) -> None:
@@ -300,8 +298,8 @@ class _Sums:
         values = np.where(known, z, 0.0).astype(np.float64)
         self.total += float(values.sum())
         at = tuple(slice(r.start // w, -(-r.stop // w)) for r, w in zip(region, self.window, strict=True))
-        self.squares[at] += _pooled(values**2, self.window)
-        self.count[at] += _pooled(known.astype(np.float64), self.window)
+        self.squares[at] += pooled(values**2, self.window)
+        self.count[at] += pooled(known.astype(np.float64), self.window)
         beyond = np.nonzero(np.abs(values) > BEYOND)
         self.flagged += beyond[0].size
         places = tuple((b + r.start) // c for b, r, c in zip(beyond, region, self.cell, strict=True))
@@ -314,7 +312,7 @@ class _Sums:
 
     def result(self, scan: Scan, *, noise: str, degradation: str) -> ConsistencyMap:
         samples = int(self.count.sum())
-        regions = self._regions(scan)
+        regions = self.regions_of(scan)
         mean, rms, beyond = math.nan, math.nan, math.nan
         if samples:
             mean, rms, beyond = (
@@ -335,7 +333,7 @@ class _Sums:
             degradation=degradation,
         )
 
-    def _regions(self, scan: Scan) -> list[FlaggedRegion]:
+    def regions_of(self, scan: Scan) -> list[FlaggedRegion]:
         """Connected cells, face to face, within each time and channel."""
         full = math.prod(self.cell)
         marked = self.hits >= (1 if full == 1 else max(LEAST, math.ceil(SHARE * full)))
@@ -383,23 +381,3 @@ def _place(region: FlaggedRegion) -> str:
         for a, b, um in zip(region.start, region.stop, region.box_um, strict=True)
     ]
     return f"({', '.join(parts)})"
-
-
-def _cells(shape: tuple[int, ...]) -> tuple[int, ...]:
-    cell = [1] * len(shape)
-    while math.prod(-(-n // c) for n, c in zip(shape, cell, strict=True)) > CELLS:
-        axis = max(range(len(shape)), key=lambda a: shape[a] / cell[a])
-        cell[axis] *= 2
-    return tuple(cell)
-
-
-def _regions(shape: Sequence[int], block: Sequence[int]) -> Iterator[Region]:
-    starts = (range(0, n, b) for n, b in zip(shape, block, strict=True))
-    for corner in product(*starts):
-        yield tuple(slice(s, min(n, s + b)) for s, b, n in zip(corner, block, shape, strict=True))
-
-
-def _pooled(values: Array, window: Sequence[int]) -> Array:
-    for axis, width in enumerate(window):
-        values = np.add.reduceat(values, range(0, values.shape[axis], width), axis)
-    return values
