@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["TakenError", "lock", "lock_shared", "turn"]
+__all__ = ["TakenError", "lock", "lock_shared", "release", "turn"]
 
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -63,6 +63,21 @@ def lock(stream: IO[str], owned: Path, *, shared: bool = False, keep_open: bool 
         if not keep_open:
             stream.close()
         raise TakenError(f"{owned}: another process is writing here; wait for it or use another --out") from None
+
+
+def release(stream: IO[str]) -> None:
+    """Give up what is held and close the file.
+
+    Closing alone is not enough: a process that was just started from another thread has the file too, until it becomes
+    another program, and would go on holding it.
+    """
+    if stream.closed:
+        return
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_UN)
+    stream.close()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from medsr.bucket_progress import BucketProgress
 from medsr.header import BEGIN, FILE, JOB, LOCK, drop_leftovers, old_name, read_header, refuse_changed, verified_tasks
 from medsr.io.omezarr import Level
 from medsr.io.places import Folder, Place
-from medsr.locks import TakenError, lock, lock_shared, turn
+from medsr.locks import TakenError, lock, lock_shared, release, turn
 from medsr.records import drop_torn_files, drop_torn_line, read_records
 from medsr.shards import Share, Task
 
@@ -145,7 +145,7 @@ class FolderProgress:
             self._done = self._all_records()
             drop_torn_line(self._stream)
         except BaseException:
-            self._lock.close()
+            release(self._lock)
             raise
 
     @property
@@ -167,8 +167,8 @@ class FolderProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._stream.close()
-        self._lock.close()
+        release(self._stream)
+        release(self._lock)
 
     def verified(self, levels: Sequence[Level], tasks: Iterable[Task]) -> set[Task]:
         """As `Progress.verified`."""
@@ -216,8 +216,8 @@ class FolderProgress:
         for folder, _, _ in os.walk(self.target.path):
             _sync(folder)
         if os.name == "nt":  # no folder is renamed there while a file in it is open
-            self._stream.close()
-            self._lock.close()
+            release(self._stream)
+            release(self._lock)
         if final.path.exists():
             shutil.rmtree(old_name(final.path), ignore_errors=True)
             final.path.rename(old_name(final.path))

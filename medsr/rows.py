@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any, Literal
 
 from medsr.io.places import Folder, Place
-from medsr.locks import lock
+from medsr.locks import lock, release
 from medsr.shards import Share
 
 __all__ = ["BatchLog", "BatchReport", "BatchRow"]
@@ -72,6 +72,7 @@ class BatchLog:
                 out.path.mkdir(parents=True, exist_ok=True)
                 stream = stack.enter_context((out.path / f"{name}.jsonl").open("a+"))
                 lock(stream, out.path)
+                stack.callback(release, stream)
                 stream.truncate(0)
             log = cls(out, name, stream)
             if stream is None:

@@ -495,6 +495,6 @@ def test_what_is_told_and_found_has_the_shape_it_learned(psf: str) -> None:
     gaussian = render_kernel(Gaussian(fwhm_samples=1.1), (2, 2), size=31)[None]
     assert float((network.coder.encode(gaussian)[0] - true).abs().max()) > 0.05
     upscaler = upscaler_of(told, degradation=blurs)
-    assert upscaler.degradation is not None
+    assert upscaler.found_degradation is not None
     low = Degradation((2, 2), kernel=kernel, spacing_um=(0.1, 0.1)).mean(real_scan()[:, :, 3])
-    torch.testing.assert_close(upscaler.degradation.mean(real_scan()[:, :, 3]), low, rtol=0, atol=1e-5)
+    torch.testing.assert_close(upscaler.found_degradation.mean(real_scan()[:, :, 3]), low, rtol=0, atol=1e-5)

@@ -20,6 +20,7 @@ from medsr.data import NUCLEI
 from medsr.header import FILE, JOB
 from medsr.io import omezarr
 from medsr.job import OutputOptions
+from medsr.locks import TakenError, lock, release
 from medsr.methods.interpolation import Cubic
 from medsr.methods.srresnet import SRResNet
 from medsr.shards import Share
@@ -351,3 +352,18 @@ def test_an_input_that_changes_under_the_workers_is_not_mixed_in(plane: Path, tm
     assert row.status == "failed"
     assert "plane.tif" in row.reason
     assert not (tmp_path / "out" / "plane.ome.zarr").exists()
+
+
+def test_a_lock_is_given_up_though_another_process_has_its_file(tmp_path: Path) -> None:
+    """As a process does that was started by another thread while the lock was held."""
+    with (tmp_path / "lock").open("a+") as again:
+        held = (tmp_path / "lock").open("a+")
+        lock(held, tmp_path)
+        other = os.dup(held.fileno())
+        try:
+            with pytest.raises(TakenError):
+                lock(again, tmp_path, keep_open=True)
+            release(held)
+            lock(again, tmp_path, keep_open=True)
+        finally:
+            os.close(other)
