@@ -168,8 +168,8 @@ def _known(said: DegradationRange | None, factor: Factor) -> medsr.Degradation |
     """
     if said is None:
         return None
-    made = None if said.in_micrometers or said.second is not None else said.center(factor)
-    if not isinstance(made, medsr.Degradation):
+    made = said.told(factor)
+    if made is None:
         raise ArgumentError(
             "--degradation: expected one blur in coarse samples (fwhm_samples) for a method that is not trained, found "
             "widths in micrometers or a second pass"

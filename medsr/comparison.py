@@ -200,10 +200,9 @@ def _known(
     """What a method that is not trained is told of the degradation; nothing where it depends on a scan's spacing."""
     if isinstance(degradation, Degradation) or degradation is None:
         return degradation
-    if degradation.second is None and not degradation.in_micrometers:
-        made = degradation.center(factor)
-        if isinstance(made, Degradation):
-            return made
+    made = degradation.told(factor)
+    if made is not None:
+        return made
     note("warning: methods that are not trained assume the mean over each coarse sample, for this blur differs by scan")
     return None
 

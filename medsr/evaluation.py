@@ -192,9 +192,7 @@ def _said(source: Source, error: Exception) -> str:
 
 def _evaluated(source: Source, setting: _Setting) -> Measured:
     """The rows of one scan, those of its surfaces if it is a height map, and which methods failed and why; its picture
-    is written.
-
-    """
+    is written."""
     scan = read_scan(source, series=setting.series)
     for warning in scan.warnings:
         setting.note(f"{source.name}: warning: {unnamed(warning, source)}")

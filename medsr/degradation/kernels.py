@@ -287,7 +287,8 @@ class Weights:
     """A measured kernel on the fine grid: one array over all axes of the factor, or one line for each axis.
 
     The weights are used as they are, about the middle of the array, after division by their sum. Where the middle
-    would put a coarse sample between two positions the grid has, a pair mean (1/2, 1/2) closes the gap.
+    would put a coarse sample between two positions the grid has, a pair mean (1/2, 1/2) closes the gap; with sampling
+    "point" a windowed sinc, which averages nothing away.
 
     Attributes:
         arrays: a single array with as many axes as the factor, or one 1D array an axis (separable).

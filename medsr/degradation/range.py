@@ -197,8 +197,20 @@ class DegradationRange(BaseModel):
 
     @property
     def in_micrometers(self) -> bool:
-        """Whether its blur has a width in micrometers, which only a scan's spacing turns into samples."""
-        return any(each is not None for each in (self.fwhm_um, self.axial_fwhm_um, self.na))
+        """Whether a blur of it, of either pass, has a width in micrometers, which only a spacing turns into samples."""
+        widths = [self.fwhm_um, self.axial_fwhm_um, self.na]
+        if self.second is not None:
+            widths += [self.second.fwhm_um, self.second.axial_fwhm_um]
+        return any(width is not None for width in widths)
+
+    def told(self, factor: Factor) -> Degradation | None:
+        """What a method that is not trained can be told: the middle of one pass, where no scan's spacing decides it."""
+        from medsr.degradation.operator import Degradation
+
+        if self.in_micrometers or self.second is not None:
+            return None
+        made = self.center(factor)
+        return made if isinstance(made, Degradation) else None
 
     def blur_varies(self, factor: Factor) -> bool:
         """Whether scans of a factor meet more than one blur: a width along z counts where the factor has a z."""

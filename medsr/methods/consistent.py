@@ -137,7 +137,7 @@ class Consistent(nn.Module):
         self._projection: Projection | None = None
         self._sigma = 0.0
         known = self._known(upscaler)
-        if known is None and not (isinstance(degradation, DegradationRange) and _in_micrometers(degradation)):
+        if known is None and not (isinstance(degradation, DegradationRange) and degradation.in_micrometers):
             known = self._expected(None)
         self._bind(known)
 
@@ -223,13 +223,6 @@ class Consistent(nn.Module):
             self._projection = projection(degradation, doubtful=(self._sigma / self._doubt) ** 2)
             halo = tuple(map(sum, zip(halo, degradation.halo, self._projection.reach, strict=True)))
         self.halo = halo
-
-
-def _in_micrometers(range_: DegradationRange) -> bool:
-    widths = [range_.fwhm_um, range_.axial_fwhm_um, range_.na]
-    if range_.second is not None:
-        widths += [range_.second.fwhm_um, range_.second.axial_fwhm_um]
-    return any(width is not None for width in widths)
 
 
 def _noise_of(degradation: Known) -> float:
