@@ -9,6 +9,7 @@ from typing import Any
 
 from medsr.checkpoint import TrainedUpscaler, load_upscaler
 from medsr.io import find_all, read_scan
+from medsr.io.pseudonyms import Pseudonyms, unnamed
 from medsr.methods.ikc import IkcNetwork
 from medsr.scan import Scan
 from medsr.scoring import cell, write_table
@@ -143,6 +144,7 @@ def estimate_blurs(
     *,
     out: Path | str | None = None,
     series: str | int | None = None,
+    pseudonyms: Pseudonyms | None = None,
     note: Callable[[str], None] | None = None,
 ) -> BlurReport:
     """Estimate the blur of every scan; one that cannot be read or shows nothing is named and stops nothing.
@@ -152,6 +154,7 @@ def estimate_blurs(
         upscaler: as in `estimate_blur`.
         out: CSV file of the table, if wanted.
         series: which series of files that hold several.
+        pseudonyms: names in the table and the lines, in which no file's name or path stands; None: the files'.
         note: receives each doubt.
 
     Raises:
@@ -164,11 +167,11 @@ def estimate_blurs(
     _network_of(upscaler)
     rows: list[dict[str, Any]] = []
     failed: list[tuple[str, str]] = []
-    for source in find_all(paths):
+    for source in find_all(paths) if pseudonyms is None else pseudonyms.find_all(paths, out=out):
         try:
             found = estimate_blur(read_scan(source, series=series), upscaler)
         except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the report
-            failed.append((source.name, " ".join(str(error).split()) or type(error).__name__))
+            failed.append((source.name, unnamed(" ".join(str(error).split()) or type(error).__name__, source)))
             continue
         for index, axis in enumerate(found.axes):
             figures = (found.fwhm_um[index], found.fwhm_samples[index], found.spread_samples[index], found.patches)

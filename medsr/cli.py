@@ -288,6 +288,7 @@ def evaluate(
                     memory=budget,
                     device=device,
                     trained_on=asked.trained_on,
+                    pseudonyms=None if pseudonymize is None else medsr.Pseudonyms(pseudonymize),
                     note=note,
                 )
             else:

@@ -10,7 +10,7 @@ import typer
 
 import medsr
 from medsr.arguments import ArgumentError, amount, exemplars_of, factor_of, need_paths, series_of
-from medsr.options import Blur, Debug, Device, FactorOption, Library, Memory, Out, Paths, Series
+from medsr.options import Blur, Debug, Device, FactorOption, Key, Library, Memory, Out, Paths, Series
 from medsr.screen import live, manners, print_blurs, print_means, say_where
 
 __all__ = ["blend", "calibrate", "card", "compare", "estimate_blur", "report"]
@@ -39,6 +39,7 @@ def compare(
     memory: Memory = None,
     device: Device = "auto",
     series: Series = None,
+    pseudonymize: Key = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the trainings, such as training.batch=16."),
@@ -72,6 +73,7 @@ def compare(
                 series=series_of(series),
                 memory=bytes_held,
                 device=device,
+                pseudonyms=None if pseudonymize is None else medsr.Pseudonyms(pseudonymize),
                 note=note,
                 tick=tick,
             )
@@ -181,12 +183,14 @@ def estimate_blur(
         Path | None, typer.Option("--out", metavar="FILE", help="Write the table as CSV, beside printing it.")
     ] = None,
     series: Series = None,
+    pseudonymize: Key = None,
     debug: Debug = False,
 ) -> None:
     """Estimate the blur of scans: its width in coarse samples and micrometers, and how far patches agree."""
     with manners(debug or ctx.obj):
         need_paths(paths)
-        found = medsr.estimate_blurs(paths, checkpoint, out=out, series=series_of(series))
+        hidden = None if pseudonymize is None else medsr.Pseudonyms(pseudonymize)
+        found = medsr.estimate_blurs(paths, checkpoint, out=out, series=series_of(series), pseudonyms=hidden)
         print_blurs(found.rows)
         for scan, reason in found.failed:
             typer.echo(f"{scan}: failed: {reason}", err=True)

@@ -12,6 +12,7 @@ from pydantic import Field
 from medsr.checkpoint import CheckpointError, TrainedUpscaler, load_upscaler
 from medsr.degradation import Degradation, DegradationRange
 from medsr.evaluation import evaluate
+from medsr.io.pseudonyms import Pseudonyms
 from medsr.methods.ikc import IkcRecipe
 from medsr.methods.named import UNTRAINED
 from medsr.methods.settings import AdversarialRecipe, NetworkRecipe, Part
@@ -78,6 +79,7 @@ def compare(
     series: str | int | None = None,
     memory: int | None = None,
     device: Device = "auto",
+    pseudonyms: Pseudonyms | None = None,
     note: Callable[[str], None] | None = None,
     tick: Callable[[str, int, int], None] | None = None,
 ) -> EvaluationReport:
@@ -102,7 +104,7 @@ def compare(
         more: further methods by the names they have in the table.
         degradation: as in `evaluate`; None: that of the trained runs, which then has to be one; without a run the mean
             over each coarse sample.
-        series, memory, device, note, tick: as in `evaluate`.
+        series, memory, device, pseudonyms, note, tick: as in `evaluate`; a checkpoint's card names no scan.
 
     Raises:
         ValueError: an unknown name, a run that is missing, or runs that were trained for different degradations.
@@ -128,7 +130,7 @@ def compare(
             upscalers[name] = UNTRAINED[name](factor, known)
     upscalers = {name: more[name] if name in more else upscalers[name] for name in names} | more
     if len(places := [paths] if isinstance(paths, (str, Path)) else list(paths)) == 1 and is_pairs(places[0]):
-        return _on_pairs(Path(places[0]), upscalers, trained, out, series, memory, device, tell)
+        return _on_pairs(Path(places[0]), upscalers, trained, out, series, memory, device, pseudonyms, tell)
     learned = {found.sha256 for each in trained for found in each.card.inputs}
     return evaluate(
         paths,
@@ -139,6 +141,7 @@ def compare(
         memory=memory,
         device=device,
         trained_on=learned,
+        pseudonyms=pseudonyms,
         note=note,
         tick=tick,
     )
@@ -152,6 +155,7 @@ def _on_pairs(
     series: str | int | None,
     memory: int | None,
     device: Device,
+    pseudonyms: Pseudonyms | None,
     note: Callable[[str], None],
 ) -> EvaluationReport:
     """Real pairs: the measured coarse scans are upscaled, nothing is made coarse."""
@@ -166,6 +170,7 @@ def _on_pairs(
         memory=memory,
         device=device,
         trained_on={found.sha256 for run in trained for found in run.card.inputs},
+        pseudonyms=pseudonyms,
         note=note,
     )
 

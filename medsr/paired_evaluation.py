@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from medsr.evaluation import name_of
 from medsr.frc import FourierRings, frc_resolution
 from medsr.io import read_scan
 from medsr.io.digest import input_digest
+from medsr.io.pseudonyms import Pseudonyms, unnamed
 from medsr.methods.interpolation import Cubic
 from medsr.metrics import Agreement, agreement, foreground_mask, foreground_threshold
 from medsr.pairing import Pair, aligned, find_pairs
@@ -132,6 +133,7 @@ def evaluate_pairs(
     memory: int | None = None,
     device: Device = "auto",
     trained_on: Collection[str] = (),
+    pseudonyms: Pseudonyms | None = None,
     note: Callable[[str], None] | None = None,
 ) -> EvaluationReport:
     """Measure methods on real pairs: `folder/low` is upscaled and compared with `folder/high`; cubic always beside.
@@ -155,6 +157,8 @@ def evaluate_pairs(
         series: which series of files that hold several.
         memory, device: as in `evaluate`.
         trained_on: SHA-256 of inputs the method has learned from; a pair among them is measured with a warning.
+        pseudonyms: names in the table, the pictures and the lines, of the fine scans' content, in which no file's name
+            or path stands; None: the files'.
         note: receives a line for each event worth a user's eye.
 
     Raises:
@@ -171,7 +175,7 @@ def evaluate_pairs(
     (factor,) = factors
     if not any(isinstance(each, Cubic) for each in methods.values()):
         methods = {"cubic": Cubic(factor), **methods}
-    pairs = find_pairs(folder)
+    pairs = find_pairs(folder) if pseudonyms is None else _renamed(folder, pseudonyms, out)
     out.mkdir(parents=True, exist_ok=True)
     setting = _Setting(methods, factor, line, rule, out, series, memory, device, note or (lambda _: None))
     columns = (*COLUMNS, *PAIR_COLUMNS)
@@ -185,11 +189,20 @@ def evaluate_pairs(
             rows += _evaluated(pair, setting)
         except Exception as error:  # noqa: BLE001 - law 6: one bad pair stops nothing; its reason is in the report
             reason = " ".join(str(error).split()) or type(error).__name__
+            reason = unnamed(unnamed(reason, pair.low), pair.high)
             failed.append((name, reason))
             setting.note(f"{name}: failed: {reason}")
         write_table(out / "scores.csv", columns, [[cell(row[column]) for column in columns] for row in rows])
         write_table(out / "failed.csv", ("scan", "reason"), failed)
     return EvaluationReport(tuple(rows), tuple(failed))
+
+
+def _renamed(folder: Path, pseudonyms: Pseudonyms, out: Path) -> list[Pair]:
+    """The pairs under the pseudonyms of their fine scans, in the order of these."""
+    pairs = find_pairs(folder, named=False)
+    partners = {pair.high.path: pair.low for pair in pairs}
+    high = pseudonyms.rename([pair.high for pair in pairs], out=out)
+    return [Pair(replace(partners[each.path], name=each.name, unnamed=True), each) for each in high]
 
 
 def _evaluated(pair: Pair, setting: _Setting) -> list[dict[str, Any]]:

@@ -45,11 +45,15 @@ class Pair:
     high: Source
 
 
-def find_pairs(folder: Path) -> list[Pair]:
+def find_pairs(folder: Path, *, named: bool = True) -> list[Pair]:
     """The pairs of a folder with the folders `low/` and `high/`: scans of one name, endings left out.
 
     Folders inside are compared too: `low/day1/a.tif` belongs to `high/day1/a.ome.tif`. What has no partner, or more
     than one, is named in a warning and left out.
+
+    Args:
+        folder: the one above `low` and `high`.
+        named: False: warnings count what is left out and name nothing.
 
     Raises:
         ScanError: one of the two folders is missing, or no name is in both.
@@ -58,12 +62,12 @@ def find_pairs(folder: Path) -> list[Pair]:
     for name in ("low", "high"):
         if not (folder / name).is_dir():
             raise ScanError(f"{folder}: expected the folders low and high with scans of one name each, found no {name}")
-        sides.append(_named(folder / name))
+        sides.append(_named(folder / name, named=named))
     low, high = sides
     for name, (mine, others) in {"low": (low, high), "high": (high, low)}.items():
         alone = sorted("/".join(key) for key in mine.keys() - others.keys())
         if alone:
-            log.warning("%s: left out, without a partner: %s", folder / name, ", ".join(alone))
+            log.warning("%s: left out, without a partner: %s", *_said(folder / name, alone, named=named))
     pairs = [Pair(low[key], high[key]) for key in low if key in high]
     if not pairs:
         raise ScanError(f"{folder}: expected scans of one name in low and high, found no name in both; rename them")
@@ -184,7 +188,11 @@ class _Window:
         return np.asarray(self._data[tuple(moved)])
 
 
-def _named(folder: Path) -> dict[tuple[str, ...], Source]:
+def _said(folder: Path, names: Sequence[str], *, named: bool) -> tuple[str, str]:
+    return (str(folder), ", ".join(names)) if named else (folder.name, f"{len(names)}")
+
+
+def _named(folder: Path, *, named: bool) -> dict[tuple[str, ...], Source]:
     """The scans of a folder by the path of their names below it; without those whose name is there twice."""
     found: dict[tuple[str, ...], list[Source]] = defaultdict(list)
     for source in find_scans(folder):
@@ -193,5 +201,5 @@ def _named(folder: Path) -> dict[tuple[str, ...], Source]:
         found[(*inside.parts[:-1], name)].append(source)
     twice = sorted("/".join(key) for key, sources in found.items() if len(sources) > 1)
     if twice:
-        log.warning("%s: left out, several files of one name: %s", folder, ", ".join(twice))
+        log.warning("%s: left out, several files of one name: %s", *_said(folder, twice, named=named))
     return {key: sources[0] for key, sources in found.items() if len(sources) == 1}

@@ -14,10 +14,11 @@ import tifffile
 import torch
 from torch import Tensor
 
-from medsr.blur import estimate_blur
+from medsr.blur import estimate_blur, estimate_blurs
 from medsr.card import TrainingCard
 from medsr.checkpoint import Checkpoint, TrainedUpscaler, load_checkpoint, load_upscaler, save_checkpoint
 from medsr.degradation import Degradation, DegradationRange, Gaussian
+from medsr.io.pseudonyms import Pseudonyms
 from medsr.methods.correctors import Corrector, Predictor
 from medsr.methods.ikc import IkcNetwork, IkcRecipe
 from medsr.methods.kernel_code import blur_of, render_kernel
@@ -248,6 +249,25 @@ def test_what_estimate_blur_says_and_refuses(ready: IkcNetwork) -> None:
     plain.network = other.build()  # type: ignore[assignment]
     with pytest.raises(ValueError, match="expected a checkpoint that finds blur"):
         estimate_blur(scan_of(unit), plain)
+
+
+def test_a_table_of_blurs_names_what_cannot_be_read_and_no_patient(ready: IkcNetwork, tmp_path: Path) -> None:
+    scans = tmp_path / "Zyxwinski"
+    scans.mkdir()
+    tifffile.imwrite(scans / "Zyxwinski_a.tif", (blurred(1.6)[0, 0].numpy() * 4000).astype(np.uint16))
+    (scans / "Zyxwinski_torn.tif").write_bytes((scans / "Zyxwinski_a.tif").read_bytes()[:300])
+    said: list[str] = []
+    table = tmp_path / "blurs.csv"
+    plain = estimate_blurs(scans, upscaler_of(ready))
+    assert {row["scan"] for row in plain.rows} == {"Zyxwinski_a"}
+    assert plain.failed[0][0] == "Zyxwinski_torn"
+    hidden = estimate_blurs(
+        scans, upscaler_of(ready), out=table, pseudonyms=Pseudonyms(tmp_path / "key"), note=said.append
+    )
+    assert len(hidden.rows) == len(plain.rows) == 2
+    assert [row["fwhm_samples"] for row in hidden.rows] == [row["fwhm_samples"] for row in plain.rows]
+    assert hidden.exit_code == 1
+    assert "zyxwinski" not in (repr(hidden) + table.read_text() + repr(said)).lower()
 
 
 # ---------------------------------------------------------------- learning

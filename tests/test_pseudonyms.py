@@ -178,6 +178,35 @@ def test_no_name_is_in_what_a_batch_says_and_writes(
         assert not path.is_file() or b"zyxwinski" not in path.read_bytes().lower(), path
 
 
+def test_no_name_is_in_what_a_comparison_says_and_writes(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = tmp_path / "pairs"
+    for number, scan in enumerate(sorted(folder.glob("*.tif"))):
+        fine = tifffile.imread(scan)
+        for side, values in (("low", fine[::2, ::2]), ("high", fine)):
+            (pairs / side).mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(pairs / side / scan.name, values if number else values[:4])
+    tifffile.imwrite(pairs / "high" / "Zyxwinski alone.tif", fine)
+    (folder / "Zyxwinski_torn.tif").write_bytes((folder / "Zyxwinski_a.tif").read_bytes()[:300])
+    said: list[str] = []
+    names = Pseudonyms(tmp_path / "key")
+    with caplog.at_level(0, "medsr"):
+        report = medsr.compare(folder, ["cubic", "linear"], out=tmp_path / "one", pseudonyms=names, note=said.append)
+        paired = medsr.compare(pairs, ["cubic"], out=tmp_path / "two", pseudonyms=names, note=said.append)
+    assert len(report.rows) == 6
+    assert report.failed
+    assert paired.rows or paired.failed
+    assert "left out, without a partner: 1" in caplog.text
+    assert all(NAME.fullmatch(row["scan"]) for row in (*report.rows, *paired.rows))
+    assert all(NAME.fullmatch(scan) for scan, _ in (*report.failed, *paired.failed))
+    everything = "\n".join((caplog.text, *said, repr(report), repr(paired)))
+    assert "zyxwinski" not in everything.lower()
+    for path in [*(tmp_path / "one").rglob("*"), *(tmp_path / "two").rglob("*")]:
+        assert "zyxwinski" not in path.name.lower()
+        assert not path.is_file() or b"zyxwinski" not in path.read_bytes().lower(), path
+
+
 def test_every_part_of_a_path_goes_out_of_a_text(tmp_path: Path) -> None:
     file = tmp_path / "Anna M" / "study" / "Zyx.ome.tif"
     source = Source(file, (file,), "scan-0123456789", unnamed=True)
