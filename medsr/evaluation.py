@@ -23,7 +23,7 @@ from medsr.metrics import foreground_mask
 from medsr.pictures import comparison_png, gray_window
 from medsr.plan import Device, plan, torch_device
 from medsr.scan import Factor, Grid, Scan, ScanError
-from medsr.scoring import COLUMNS, EvaluationReport, Tally, add_frame, cell, row_of, write_table
+from medsr.scoring import COLUMNS, EvaluationReport, Tally, add_frame, cell, row_of, write_provenance, write_table
 from medsr.sheet import sheet_png
 from medsr.surface import LENGTHS_UM, SURFACE_COLUMNS, surface_rows
 from medsr.trial import Index, Survey, Trial, by, survey_of
@@ -78,7 +78,8 @@ def evaluate(
     NRMSE is the distance of black and white of the scan's intensity line. Errors cover the whole stack; SSIM is
     averaged over planes, or has windows in 3D where the factor refines z; ring correlation runs along the refined axes.
 
-    Written are `out/scores.csv`, `out/<scan>.png`, and `out/failed.csv` when a scan failed.
+    Written are `out/scores.csv`, `out/<scan>.png`, `out/provenance.json` (hashes of methods, checkpoints and scans),
+    and `out/failed.csv` when a scan failed.
 
     Args:
         paths: files and folders.
@@ -120,14 +121,18 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     failed: list[tuple[str, str]] = []
     surfaces: list[dict[str, Any]] = []
+    inputs: dict[str, str] = {}
+    said = f"{degradation or Degradation(factor)!r}"
     for source in sources:
         try:
-            if known and input_digest(source) in known:
+            digest = input_digest(source)
+            if digest in known:
                 setting.note(f"{source.name}: warning: the method has learned from this scan: its figures flatter")
             measured, textures, without = _evaluated(source, setting)
             rows += measured
             surfaces += textures
             failed += without
+            inputs[source.name] = digest
         except NoImageError as error:
             setting.note(f"{source.name}: skipped: {_reason(source, error)}")
         except Exception as error:  # noqa: BLE001 - law 6: one bad scan stops nothing; its reason is in the report
@@ -135,6 +140,7 @@ def evaluate(
             setting.note(f"{source.name}: failed: {failed[-1][1]}")
         write_table(out / "scores.csv", COLUMNS, [[cell(row[name]) for name in COLUMNS] for row in rows])
         write_table(out / "failed.csv", ("scan", "reason"), failed)
+        write_provenance(out, dict(methods), inputs, degradation=said, series=series, device=torch_device(device).type)
         columns = ("scan", *SURFACE_COLUMNS)
         write_table(out / "surface.csv", columns, [[cell(row[name]) for name in columns] for row in surfaces])
     return EvaluationReport(tuple(rows), tuple(failed), tuple(surfaces))

@@ -26,7 +26,7 @@ from medsr.pictures import comparison_png, gray_window
 from medsr.plan import Device, Plan, plan, torch_device
 from medsr.registration import Registration, RegistrationRule, register
 from medsr.scan import Factor, Intensity, Region, Scan, sample_values
-from medsr.scoring import COLUMNS, LEAST_SIDE, EvaluationReport, cell, write_table
+from medsr.scoring import COLUMNS, LEAST_SIDE, EvaluationReport, cell, write_provenance, write_table
 from medsr.upscaler import Upscaler
 from medsr.upscaling import upscaled_blocks
 
@@ -145,8 +145,8 @@ def evaluate_pairs(
     gray values, the fitted one the structure. How the instrument made the coarse scan is not known, so there is no
     consistency.
 
-    Written are `out/scores.csv` with the columns `COLUMNS` and `PAIR_COLUMNS`, `out/<scan>.png`, and `out/failed.csv`
-    when a pair failed.
+    Written are `out/scores.csv` with the columns `COLUMNS` and `PAIR_COLUMNS`, `out/<scan>.png`, `out/provenance.json`
+    (as `evaluate`), and `out/failed.csv` when a pair failed.
 
     Args:
         folder: holds `low/` and `high/` with scans of one name each.
@@ -181,12 +181,15 @@ def evaluate_pairs(
     columns = (*COLUMNS, *PAIR_COLUMNS)
     rows: list[dict[str, Any]] = []
     failed: list[tuple[str, str]] = []
+    inputs: dict[str, str] = {}
     for pair in pairs:
         name = pair.high.name
         try:
-            if trained_on and {input_digest(pair.low), input_digest(pair.high)} & set(trained_on):
+            digests = {f"{name}, {side}": input_digest(s) for side, s in (("low", pair.low), ("high", pair.high))}
+            if set(digests.values()) & set(trained_on):
                 setting.note(f"{name}: warning: the method has learned from this pair: its figures flatter")
             rows += _evaluated(pair, setting)
+            inputs |= digests
         except Exception as error:  # noqa: BLE001 - law 6: one bad pair stops nothing; its reason is in the report
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = unnamed(unnamed(reason, pair.low), pair.high)
@@ -194,6 +197,8 @@ def evaluate_pairs(
             setting.note(f"{name}: failed: {reason}")
         write_table(out / "scores.csv", columns, [[cell(row[column]) for column in columns] for row in rows])
         write_table(out / "failed.csv", ("scan", "reason"), failed)
+        measured = {"degradation": "measured", "series": series, "device": torch_device(device).type}
+        write_provenance(out, methods, inputs, gain=line[0], offset=line[1], registration=rule, **measured)
     return EvaluationReport(tuple(rows), tuple(failed))
 
 

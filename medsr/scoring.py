@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -19,11 +20,25 @@ from medsr.metrics import Agreement, agreement
 from medsr.perceptual import haarpsi
 from medsr.plan import Plan
 from medsr.trial import Trial, by
-from medsr.upscaler import Upscaler
+from medsr.upscaler import Upscaler, checkpoints_of, describe, fingerprint
+from medsr.version import __version__
 
-__all__ = ["COLUMNS", "EvaluationReport", "Tally", "add_frame", "cell", "row_of", "write_table"]
+__all__ = [
+    "COLUMNS",
+    "PROVENANCE",
+    "EvaluationReport",
+    "Tally",
+    "add_frame",
+    "cell",
+    "row_of",
+    "write_provenance",
+    "write_table",
+]
 
 Array = NDArray[Any]
+
+PROVENANCE = "provenance.json"
+"""Where figures come from, beside `scores.csv`."""
 
 LEAST_SIDE = 16
 """Samples along each axis of a plane below which the perceptual likeness means nothing."""
@@ -186,9 +201,38 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)
     table.writerows(rows)
+    _write(path, text.getvalue())
+
+
+def write_provenance(
+    out: Path, methods: Mapping[str, Upscaler], inputs: Mapping[str, str], **settings: str | float | None
+) -> None:
+    """Say beside the scores where they come from: `out/provenance.json`; no time, no path, no name of a file.
+
+    Args:
+        out: the folder of the scores.
+        methods: by their names in the table, as they were given: what they are told of a scan is not in their hash.
+        inputs: SHA-256 of the files of each scan (`input_digest`), by its name in the table.
+        settings: what else decides the figures, in words.
+    """
+    known = {
+        name: {
+            "method": describe(each),
+            "method_sha256": fingerprint(each),
+            "checkpoints": list(checkpoints_of(each)),
+            "factor": list(each.factor),
+        }
+        for name, each in methods.items()
+    }
+    said = {"version": __version__, **settings, "methods": known, "inputs_sha256": dict(inputs)}
+    _write(out / PROVENANCE, json.dumps(said, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Under another name first, so that the file is whole whenever it is there."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text.getvalue(), encoding="utf-8", newline="")
+        part.write_text(text, encoding="utf-8", newline="")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """evaluate: known figures, the same path as upscale, one bad scan stops nothing; on real scans."""
 
 import csv
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -19,13 +20,15 @@ from medsr import evaluate as _verb
 from medsr.data import MAMMOGRAM, NUCLEI, SURFACE
 from medsr.degradation import Degradation, DegradationRange, PoissonGaussian
 from medsr.evaluation import COLUMNS, EvaluationReport, evaluate
-from medsr.io import read_scan
+from medsr.io import find_all, read_scan
 from medsr.io.digest import input_digest
 from medsr.methods.interpolation import Cubic, Lanczos, Linear
 from medsr.metrics import foreground_mask, frc_curve, frc_resolution, nrmse, psnr_db, ssim
 from medsr.scan import Grid, Intensity, Scan, ScanError
 from medsr.trial import Trial, survey_of
+from medsr.upscaler import fingerprint
 from medsr.upscaling import upscale
+from medsr.version import __version__
 
 FIXED = "scan,method,psnr_db,ssim,nrmse,frc_um,consistency_db"
 
@@ -97,10 +100,29 @@ def test_a_dark_background_flatters_and_the_foreground_does_not(breast: Path, tm
     assert row["ssim"] - row["ssim_foreground"] > 0.02
 
 
+def test_figures_say_where_they_come_from(breast: Path, tmp_path: Path) -> None:
+    blur = Degradation((2, 2))
+    evaluate(breast, Linear((2, 2)), out=tmp_path / "a", degradation=blur)
+    evaluate(breast, Linear((2, 2)), out=tmp_path / "b", degradation=blur)
+    text = (tmp_path / "a" / "provenance.json").read_text()
+    assert text == (tmp_path / "b" / "provenance.json").read_text()
+    assert str(breast.parent) not in text
+    known = json.loads(text)
+    assert known["version"] == __version__
+    assert known["inputs_sha256"] == {"breast": input_digest(find_all(breast)[0])}
+    assert list(known["methods"]) == ["cubic", "linear"]
+    assert known["methods"]["linear"]["method_sha256"] == fingerprint(Linear((2, 2)))
+    assert known["degradation"] == repr(blur)
+    (tmp_path / "torn.tif").write_bytes(breast.read_bytes()[:300])
+    failed = evaluate(tmp_path / "torn.tif", Linear((2, 2)), out=tmp_path / "c")
+    assert failed.exit_code == 1
+    assert json.loads((tmp_path / "c" / "provenance.json").read_text())["inputs_sha256"] == {}
+
+
 def test_the_table_and_the_pictures(breast: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "scores"
     report = evaluate([breast, breast], Linear((2, 2)), out=out)
-    assert sorted(p.name for p in out.iterdir()) == ["breast.png", "breast_2.png", "scores.csv"]
+    assert sorted(p.name for p in out.iterdir()) == ["breast.png", "breast_2.png", "provenance.json", "scores.csv"]
     assert (out / "scores.csv").read_text().startswith(FIXED + ",")
     rows = table(out)
     assert [r["scan"] for r in rows] == ["breast", "breast", "breast_2", "breast_2"]
@@ -139,7 +161,7 @@ def test_one_bad_scan_stops_nothing(breast: Path, tmp_path: Path) -> None:
     assert "found 700 everywhere" in reasons["a_constant"]
     assert "NaN" in reasons["b_nothing"]
     assert "at least 2 x 2 samples" in reasons["c_pixel"]
-    assert sorted(p.name for p in out.iterdir()) == ["e_good.png", "failed.csv", "scores.csv"]
+    assert sorted(p.name for p in out.iterdir()) == ["e_good.png", "failed.csv", "provenance.json", "scores.csv"]
     with (out / "failed.csv").open(newline="") as stream:
         assert [line[0] for line in csv.reader(stream)] == ["scan", *reasons]
     assert sum("failed" in note for note in notes) == 4
