@@ -114,7 +114,7 @@ def asked_for(
     expected = said if said is not None else next((run.recipe.degradation for run in trained), None)
     if consistent or preset == "quantitative":
         upscaler = medsr.Consistent(upscaler, expected, certain=said is not None)
-    check = partial(medsr.check_scan, trained[0].card) if trained else None
+    check = partial(_doubts, tuple(run.card for run in trained)) if trained else None
     learned = frozenset(found.sha256 for run in trained for found in run.card.inputs)
     if not trained:
         return Asked(upscaler, check, expected, learned)
@@ -139,6 +139,11 @@ def bounded(asked: Asked, checkpoints: Sequence[Path], out: str, *, wanted: bool
     found = medsr.load_intervals(checkpoints[0])
     folder = out.rstrip("/")
     return [(found.upscaler, out), (found.lower, f"{folder}/lower"), (found.upper, f"{folder}/upper")]
+
+
+def _doubts(cards: Sequence[medsr.TrainingCard], scan: medsr.Scan) -> tuple[str, ...]:
+    """What the cards of all checkpoints say of a scan, each sentence once."""
+    return tuple(dict.fromkeys(line for card in cards for line in medsr.check_scan(card, scan)))
 
 
 def _run(path: Path, factor: Factor | None) -> Upscaler:

@@ -578,3 +578,18 @@ def test_intervals_are_calibrated_and_written(scans: Path, run: Path, tmp_path: 
     wrong = call("upscale", plane, "--checkpoint", run, "--intervals", "--consistent", "--out", tmp_path / "out")
     assert wrong.exit_code == 2
     assert "drop --consistent" in wrong.output
+
+
+def test_every_checkpoint_is_asked_whether_a_scan_suits_it(scans: Path, tmp_path: Path) -> None:
+    method = medsr.SrresnetRecipe(factor=(2, 2), features=4, blocks=1)
+    flags = []
+    for name, spacing in (("a", 3.0), ("b", 7.0)):
+        card = medsr.TrainingCard(black=(0, 0), white=(9000, 9000), dtype="uint16", spacing_um=((spacing,) * 2,) * 2)
+        network = medsr.build_network(method)
+        medsr.save_checkpoint(tmp_path / f"{name}.ckpt", network, medsr.Recipe(method=method), card)
+        flags += ["--checkpoint", tmp_path / f"{name}.ckpt"]
+    done = call("upscale", scans / "field.ome.tif", *flags, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    warnings = " ".join(medsr.read_scan(tmp_path / "out" / "field.ome.zarr").warnings)
+    stored = (tmp_path / "out" / "field.ome.zarr" / "zarr.json").read_text()
+    assert all(f"outside the {spacing} um" in warnings + stored for spacing in (3, 7))
