@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from medsr.comparison import KINDS, Budget, compare
     from medsr.config import ConfigError, apply_overrides, config_schema, dump_config, load_config
+    from medsr.consistency import ConsistencyMap, consistency_map
     from medsr.data import MAMMOGRAM, NUCLEI, SURFACE, sample_path
     from medsr.degradation import (
         Airy,
@@ -118,16 +119,22 @@ if TYPE_CHECKING:
     from medsr.training import TrainingError, train
     from medsr.transforms import LoadScand, RandDegraded, RandPatchd, ScanReader
     from medsr.trust import (
+        STRUCTURE_KINDS,
+        Audit,
         Calibration,
-        ConsistencyMap,
+        Intervals,
         Provenance,
+        StructureKind,
+        Suspicion,
+        audit,
         calibrate,
         calibrate_run,
-        consistency_map,
+        coverage,
         load_intervals,
         provenance_of,
         render_card,
         resolution_table,
+        suspicions,
         verify,
     )
     from medsr.upscaler import Upscaler
@@ -142,9 +149,11 @@ __all__ = [
     "NUCLEI",
     "RCAN",
     "SURFACE",
+    "STRUCTURE_KINDS",
     "UNTRAINED",
     "AdversarialRecipe",
     "Airy",
+    "Audit",
     "Axis",
     "BatchReport",
     "BatchRow",
@@ -185,6 +194,7 @@ __all__ = [
     "IkcRecipe",
     "Intensity",
     "IntensityRule",
+    "Intervals",
     "Lanczos",
     "LazyArray",
     "Leveled",
@@ -220,7 +230,9 @@ __all__ = [
     "SrganDiscriminator",
     "SrganRecipe",
     "SrresnetRecipe",
+    "StructureKind",
     "SurfaceParameters",
+    "Suspicion",
     "TrainedUpscaler",
     "TrainingCard",
     "TrainingError",
@@ -231,6 +243,7 @@ __all__ = [
     "__version__",
     "agreement",
     "apply_overrides",
+    "audit",
     "blend_checkpoints",
     "build_library",
     "build_network",
@@ -243,6 +256,7 @@ __all__ = [
     "confocal_fwhm_um",
     "consistency_db",
     "consistency_map",
+    "coverage",
     "dump_config",
     "estimate_blur",
     "estimate_blurs",
@@ -276,6 +290,7 @@ __all__ = [
     "simulate_low_dose",
     "ssim",
     "surface_parameters",
+    "suspicions",
     "train",
     "upscale",
     "upscale_folder",
@@ -295,6 +310,7 @@ _ROOMS = {
         "load_checkpoint load_upscaler save_checkpoint"
     ),
     "comparison": "KINDS Budget compare",
+    "consistency": "ConsistencyMap consistency_map",
     "config": "ConfigError apply_overrides config_schema dump_config load_config",
     "data": "MAMMOGRAM NUCLEI SURFACE sample_path",
     "degradation": (
@@ -333,8 +349,8 @@ _ROOMS = {
     "training": "TrainingError train",
     "transforms": "LoadScand RandDegraded RandPatchd ScanReader",
     "trust": (
-        "Calibration ConsistencyMap Provenance calibrate calibrate_run consistency_map load_intervals "
-        "provenance_of render_card resolution_table verify"
+        "STRUCTURE_KINDS Audit Calibration Intervals Provenance StructureKind Suspicion audit calibrate calibrate_run "
+        "coverage load_intervals provenance_of render_card resolution_table suspicions verify"
     ),
     "upscaler": "Upscaler",
     "upscaling": "upscale upscaled_blocks",

@@ -9,27 +9,30 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import typer
 
 import medsr
 
 if TYPE_CHECKING:
-    from medsr import DegradationRange, EngineName, Factor, Scan, Share, Upscaler
+    from medsr import DegradationRange, EngineName, Factor, Scan, Share, StructureKind, Upscaler
 
 __all__ = [
     "ArgumentError",
     "Asked",
     "amount",
     "asked_for",
-    "bounded",
     "engine_named",
     "factor_of",
+    "kind_named",
     "need_paths",
     "series_of",
     "share_of",
+    "with_intervals",
 ]
+
+Name = TypeVar("Name", bound=str)
 
 
 class ArgumentError(ValueError):
@@ -123,22 +126,18 @@ def asked_for(
     return Asked(upscaler, check, expected, learned, line, trained[0].recipe.data.registration)
 
 
-def bounded(asked: Asked, checkpoints: Sequence[Path], out: str, *, wanted: bool) -> list[tuple[Upscaler, str]]:
-    """What is to be run, and where its results go: the method, and if wanted the bounds of its intervals.
+def with_intervals(asked: Asked, checkpoints: Sequence[Path]) -> Upscaler:
+    """The method that is asked for, with the ends of its intervals.
 
     Raises:
         ArgumentError: intervals of what was not calibrated as it is asked for.
     """
-    if not wanted:
-        return [(asked.upscaler, out)]
     if len(checkpoints) != 1 or not isinstance(asked.upscaler, medsr.TrainedUpscaler):
         raise ArgumentError(
             "--intervals: expected one --checkpoint RUN as it was calibrated, found another method or something around "
             "it; drop --consistent, --ensemble and --preset"
         )
-    found = medsr.load_intervals(checkpoints[0])
-    folder = out.rstrip("/")
-    return [(found.upscaler, out), (found.lower, f"{folder}/lower"), (found.upper, f"{folder}/upper")]
+    return medsr.load_intervals(checkpoints[0]).together
 
 
 def _doubts(cards: Sequence[medsr.TrainingCard], scan: medsr.Scan) -> tuple[str, ...]:
@@ -232,13 +231,25 @@ def engine_named(text: str) -> EngineName:
     Raises:
         ArgumentError: there is none of this name.
     """
-    names = medsr.ENGINES
+    return _one_of(medsr.ENGINES, "--engine", text)
+
+
+def kind_named(text: str) -> StructureKind:
+    """A kind of small structure by its name.
+
+    Raises:
+        ArgumentError: there is none of this name.
+    """
+    return _one_of(medsr.STRUCTURE_KINDS, "--kind", text)
+
+
+def _one_of(names: Sequence[Name], option: str, text: str) -> Name:
     for name in names:
         if name == text.lower():
             return name
     close = get_close_matches(text.lower(), names, n=1)
     near = f" Did you mean {close[0]!r}?" if close else ""
-    raise ArgumentError(f"--engine: expected {', '.join(names)}; found {text!r}.{near}")
+    raise ArgumentError(f"{option}: expected {', '.join(names)}; found {text!r}.{near}")
 
 
 def series_of(text: str | None) -> str | int | None:

@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from medsr.closing import closing_words
 from medsr.engines import EngineName
 from medsr.header import GROUP, JobChangedError, changes, drop_leftovers, read_header
 from medsr.io import NoImageError, Source, find_all, omezarr
@@ -33,8 +34,8 @@ __all__ = ["upscale_folder"]
 SMALLEST = BASE_BYTES + 50_000_000
 """Least memory of a process: the interpreter with its libraries, and something to work in."""
 
-PARENT_BYTES = 450_000_000
-"""What the process holds that leads several workers (measured: 440 MB)."""
+PARENT_BYTES = 600_000_000
+"""What the process holds that leads several workers (measured: 440 MB; while it compares a result and its scan 560)."""
 
 Note = Callable[[str], None]
 Tick = Callable[[str, int, int], None]
@@ -221,7 +222,7 @@ def _plan_row(source: Source, batch: _Batch) -> BatchRow:
         raise RuntimeError("a batch that is not shared has no share")
     _say(work, batch)
     scan, chosen = work.scan, work.chosen
-    size = sum(prod(level.shape) for level in work.levels) * scan.intensity.dtype.itemsize
+    size = sum(prod(level.shape) * len(level.images) for level in work.levels) * scan.intensity.dtype.itemsize
     details = {
         "shape": scan.shape,
         "result_shape": chosen.shape,
@@ -303,9 +304,13 @@ def _upscale_one(source: Source, batch: _Batch) -> BatchRow:
         waiting = _fill_share(work, progress, batch)
         if waiting:
             return BatchRow(source.name, "waiting", 0.0, waiting, final.name, work.scan.warnings)
-        progress.finish(final)
+        said = batch.crew.call(closing_words, work, progress.target)
+        progress.finish(final, documents(work, said))
+    _, doubts = said
+    for doubt in doubts:
+        batch.note(f"{source.name}: warning: {doubt}")
     details = {"engine": str(work.engine), "busy_s": batch.crew.busy}
-    return BatchRow(source.name, "done", 0.0, "", final.name, work.scan.warnings, details)
+    return BatchRow(source.name, "done", 0.0, "", final.name, (*work.scan.warnings, *doubts), details)
 
 
 def _refuse_to_replace_the_scan(source: Source, final: Place) -> None:
@@ -341,7 +346,7 @@ def _is_complete(final: Place, work: Prepared) -> bool:
     # Another memory budget may have made its shards larger or smaller.
     kept, finest = stored.get("settings", {}), work.levels[0]
     levels = omezarr.plan_levels(finest.shape, finest.grid, chunk=kept.get("chunk"), shard=kept.get("shard"))
-    return omezarr.is_whole(final, levels)
+    return omezarr.is_whole(final, [replace(level, images=finest.images) for level in levels])
 
 
 def _fill_share(work: Prepared, progress: Progress, batch: _Batch) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medsr.card import TrainingCard
 from medsr.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_upscaler, save_checkpoint
+from medsr.methods.widths import Widths
 from medsr.version import __version__
 
 __all__ = ["blend_checkpoints"]
@@ -24,6 +25,9 @@ Entry = TypeVar("Entry")
 
 def blend_checkpoints(a: str | Path, b: str | Path, *, alpha: float, out: str | Path) -> Path:
     """Write a checkpoint whose weights lie between those of two others: (1 - alpha) A + alpha B.
+
+    Widths that learned beside both networks are blended alike, for those of B went on from A's; the blend has to be
+    calibrated for itself. Where only one of them has some, or others, the result has none.
 
     With A trained on pixels and B trained on from A against an adversary, alpha goes from faithful to crisp without
     training again; the figures go from A's to B's. Between networks that do not come from each other the weights in
@@ -64,8 +68,22 @@ def blend_checkpoints(a: str | Path, b: str | Path, *, alpha: float, out: str | 
         )  # fmt: skip
     network = second.network
     network.load_state_dict(_between(first.network.state_dict(), second.network.state_dict(), alpha))
-    save_checkpoint(out, network, second.recipe, _card(first, second, alpha))
+    widths = _widths(first, second, alpha)
+    card = _card(first, second, alpha).model_copy(update={"widths": None if widths is None else second.card.widths})
+    save_checkpoint(out, network, second.recipe, card, widths=widths)
     return out
+
+
+def _widths(first: Checkpoint, second: Checkpoint, alpha: float) -> Widths | None:
+    """The widths at `alpha`, where both have some that mean the same."""
+    told = [
+        None if each.card.widths is None else each.card.widths.model_dump(exclude={"steps"}) for each in (first, second)
+    ]
+    widths = second.widths
+    if first.widths is None or widths is None or told[0] != told[1]:
+        return None
+    widths.load_state_dict(_between(first.widths.state_dict(), widths.state_dict(), alpha))
+    return widths
 
 
 def _check_alike(paths: Sequence[Path], first: Checkpoint, second: Checkpoint) -> None:

@@ -33,11 +33,8 @@ class BucketProgress:
     that one has chosen. Each object is put whole, so two processes that put the same shard put the same bytes.
     """
 
-    def __init__(
-        self, target: Place, header: Mapping[str, Any], documents: Mapping[str, bytes], *, restart: bool
-    ) -> None:
+    def __init__(self, target: Place, header: Mapping[str, Any], *, restart: bool) -> None:
         self._target = target
-        self._group = documents[GROUP]
         old = read_header(target, restart=restart)
         if old is not None and refuse_changed(target, header, old, restart=restart):
             old = None
@@ -102,22 +99,29 @@ class BucketProgress:
 
     def describe(self, documents: Mapping[str, bytes]) -> None:
         """As `Progress.describe`."""
-        self._group = documents[GROUP]
+        groups = _groups(documents)
         for key, document in documents.items():
-            if key != GROUP and self._target.get(key) != document:
+            if key not in groups and self._target.get(key) != document:
                 self._target.put(key, document)
 
-    def finish(self, final: Place) -> None:
-        """Put the group document, by which it becomes a result, then drop the records.
+    def finish(self, final: Place, documents: Mapping[str, bytes]) -> None:
+        """Put the group documents, by the last of which it becomes a result, then drop the records.
 
         Raises:
             TakenError: another process has thrown away what was written here.
         """
-        there = set(final.keys())
+        there, groups = set(final.keys()), _groups(documents)
         written = self._done.keys() | self._all_records().keys()
-        lost = [t for t in written if "/".join(map(str, (t.level, "c", *t.index))) not in there]
+        shards = ("/".join(map(str, (task.level, "c", *task.index))) for task in written)
+        lost = any(key.removesuffix(GROUP) + shard not in there for shard in shards for key in groups)
         header = read_header(final)
         if GROUP not in there and (lost or header is None or header["settings"] != self.settings):
             raise TakenError(f"{final.name}: another process has begun anew here; give the same command again")
-        final.put(GROUP, self._group)
+        for key in groups:
+            final.put(key, documents[key])
         drop_leftovers(final)
+
+
+def _groups(documents: Mapping[str, bytes]) -> list[str]:
+    """The keys of documents that make an image of what is below them; that of the result is the last."""
+    return [key for key, document in documents.items() if json.loads(document)["node_type"] == "group"]

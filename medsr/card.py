@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from medsr.scan import Scan
+from medsr.methods.widths import Widths
+from medsr.scan import Factor, Scan
 from medsr.texture import Texture, texture_of
 
-__all__ = ["TextureRange", "TrainingCard", "TrainingInput", "check_scan"]
+__all__ = ["TextureRange", "TrainingCard", "TrainingInput", "TrainedWidths", "check_scan"]
 
 Range = tuple[float, float]
 
@@ -56,6 +57,27 @@ class TrainingInput(BaseModel):
     shape: tuple[int, ...]
 
 
+class TrainedWidths(BaseModel):
+    """Widths that learned beside a network.
+
+    Attributes:
+        features, blocks: of `medsr.methods.widths.Widths`.
+        share: of samples that were to lie outside of the intervals, before any calibration.
+        steps: they learned over, those of the weights they started from included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    features: int = Field(ge=1)
+    blocks: int = Field(ge=1)
+    share: float = Field(gt=0, lt=1)
+    steps: int = Field(ge=0)
+
+    def build(self, factor: Factor) -> Widths:
+        """New ones of this size."""
+        return Widths(factor, features=self.features, blocks=self.blocks)
+
+
 class TrainingCard(BaseModel):
     """What a network was trained on, and how well it did.
 
@@ -78,6 +100,7 @@ class TrainingCard(BaseModel):
         texture: of coarse training scans, made coarse as in training; None: not measured.
         degradation: how coarse scans were made of fine ones, in words; "": not said.
         fixed_line: black and white are those of the recipe, whatever a scan says; texture is measured in that line.
+        widths: of the checkpoint, which learned beside the network; None: it has none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -99,6 +122,7 @@ class TrainingCard(BaseModel):
     texture: TextureRange | None = None
     degradation: str = ""
     fixed_line: bool = False
+    widths: TrainedWidths | None = None
 
     @field_validator("dtype")
     @classmethod

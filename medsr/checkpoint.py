@@ -17,10 +17,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from medsr.card import TrainingCard, TrainingInput, check_scan
-from medsr.degradation import Degradation
+from medsr.degradation import Degradation, DegradationRange
 from medsr.methods.ikc import IkcNetwork
 from medsr.methods.kernel_code import kernel_of_fwhm
 from medsr.methods.network import Network
+from medsr.methods.widths import Widths
 from medsr.recipe import AdversarialRecipe, IntensityRule, Method, Recipe
 from medsr.scan import Factor, Scan, validate_factor
 from medsr.stages import Stages
@@ -42,6 +43,9 @@ __all__ = [
 FORMAT = 2
 """Version of what is written beside the weights; a higher one comes from a newer medsr. It rises with every field or
 choice that recipe or card gain, for an older medsr knows none of them; lower ones can be read."""
+
+WIDTHS = "widths."
+"""What the names of the weights of widths begin with; they are no weights of the network and not in its SHA-256."""
 
 KEPT_OUT = Path("not-kept")
 """What stands for a path in a checkpoint: folder names can hold a patient's name."""
@@ -70,13 +74,15 @@ class Checkpoint:
         network: in evaluation mode, without gradients, on the CPU.
         recipe: what made it; paths are replaced, for folder names can hold a patient's name.
         card: what it was trained on.
-        sha256: of the weights.
+        sha256: of the weights of the network.
+        widths: what learned beside the network how far its estimates are off; None: nothing did.
     """
 
     network: Network
     recipe: Recipe
     card: TrainingCard
     sha256: str
+    widths: Widths | None = None
 
 
 def build_network(method: Method) -> Network:
@@ -84,16 +90,30 @@ def build_network(method: Method) -> Network:
     return method.build()
 
 
-def save_checkpoint(path: str | Path, network: nn.Module, recipe: Recipe, card: TrainingCard) -> None:
+def save_checkpoint(
+    path: str | Path, network: nn.Module, recipe: Recipe, card: TrainingCard, *, widths: Widths | None = None
+) -> None:
     """Write weights, recipe and card to one safetensors file: data only, nothing in it can be executed.
 
     The file appears complete or not at all. Paths of the recipe are left out.
 
+    Args:
+        path: the file.
+        network, recipe, card: as in `Checkpoint`; without widths the card says none.
+        widths: as `card.widths` says, which learned beside the network.
+
     Raises:
+        ValueError: widths of which the card says something else.
         OSError: the file cannot be written.
     """
     path = Path(path)
     weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if widths is None:
+        card = card.model_copy(update={"widths": None})
+    elif card.widths is None or repr(card.widths.build(recipe.method.factor)) != repr(widths):
+        raise ValueError(f"save_checkpoint: expected {widths!r} on the card, found {card.widths!r}; say them there")
+    else:
+        weights |= {f"{WIDTHS}{k}": v.detach().cpu().contiguous() for k, v in widths.state_dict().items()}
     notes = _Notes(format=FORMAT, factor=recipe.method.factor, recipe=_without_paths(recipe), card=card)
     data = to_safetensors(weights, metadata={"medsr": notes.model_dump_json()})
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -123,7 +143,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
             with torch.device("meta"):
                 network = build_network(notes.recipe.method)
-            _check_names(path, {k: tuple(v.shape) for k, v in network.state_dict().items()}, shapes)
+                widths = None if notes.card.widths is None else notes.card.widths.build(notes.factor)
+            expected = network.state_dict()
+            if widths is not None:
+                expected |= {f"{WIDTHS}{k}": v for k, v in widths.state_dict().items()}
+            _check_names(path, {k: tuple(v.shape) for k, v in expected.items()}, shapes)
             weights = {name: stored.get_tensor(name) for name in shapes}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: expected a checkpoint, found no file; check the path") from None
@@ -131,10 +155,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {_what_instead(path, error)}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: expected a readable checkpoint, found: {error.strerror or error}") from None
-    _check_values(path, network.state_dict(), weights)
+    _check_values(path, expected, weights)
+    if widths is not None:
+        names = [name for name in weights if name.startswith(WIDTHS)]
+        widths.load_state_dict({name.removeprefix(WIDTHS): weights.pop(name) for name in names}, assign=True)
+        widths.eval().requires_grad_(False)
     network.load_state_dict(weights, assign=True)
     network.eval().requires_grad_(False)
-    return Checkpoint(network, notes.recipe, notes.card, _digest(weights))
+    return Checkpoint(network, notes.recipe, notes.card, _digest(weights), widths)
 
 
 def load_upscaler(run: str | Path, *, factor: Factor | None = None) -> TrainedUpscaler:
@@ -227,8 +255,19 @@ class TrainedUpscaler(nn.Module):
         return Degradation(factor, kernel=kernel, sampling=told.sampling, spacing_um=spacing)
 
     @property
+    def expected_degradation(self) -> DegradationRange:
+        """What it was trained for."""
+        return self.recipe.degradation
+
+    @property
+    def widths(self) -> Widths | None:
+        """What learned beside the network how far its estimates are off; None: nothing did. No part of the module:
+        with or without them an upscaler is the same."""
+        return self._checkpoint.widths
+
+    @property
     def weights_sha256(self) -> str:
-        """SHA-256 of the checkpoint's weights."""
+        """SHA-256 of the weights of the checkpoint's network."""
         return self._checkpoint.sha256
 
     @property

@@ -12,8 +12,17 @@ from typing import Annotated
 import typer
 
 import medsr
-from medsr.arguments import ArgumentError, amount, asked_for, bounded, engine_named, need_paths, series_of, share_of
-from medsr.commands import blend, calibrate, card, compare, estimate_blur
+from medsr.arguments import (
+    ArgumentError,
+    amount,
+    asked_for,
+    engine_named,
+    need_paths,
+    series_of,
+    share_of,
+    with_intervals,
+)
+from medsr.commands import audit, blend, calibrate, card, compare, estimate_blur
 from medsr.commands import report as report_
 from medsr.options import (
     Blur,
@@ -180,7 +189,7 @@ def upscale(
     ] = None,
     pseudonymize: Key = None,
     intervals: Annotated[
-        bool, typer.Option("--intervals", help="Also DIR/lower and DIR/upper, as medsr calibrate promised.")
+        bool, typer.Option("--intervals", help="Also lower and upper inside each result, as medsr calibrate promised.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, memory and size; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results made in another way.")] = False,
@@ -212,32 +221,30 @@ def upscale(
         if preset is not None and tolerance is None:
             tolerance = HALF_A_LEVEL
         hidden = None if pseudonymize is None else medsr.Pseudonyms(pseudonymize)
-        rows, code = [], 0
-        for upscaler, place in bounded(asked, checkpoint or (), out, wanted=intervals):
-            with live() as (note, tick):
-                report = medsr.upscale_folder(
-                    paths,
-                    upscaler,
-                    out=place,
-                    options=options,
-                    memory=budget,
-                    workers=workers,
-                    device=device,
-                    engine=kind,
-                    tolerance=tolerance,
-                    part=share,
-                    scheduler=scheduler,
-                    dry_run=dry_run,
-                    overwrite=overwrite,
-                    check=asked.check if place == out else None,
-                    pseudonyms=hidden,
-                    note=note,
-                    tick=tick,
-                )
-            rows += [(r.scan, r.status, f"{r.seconds:.1f}", r.reason or r.output) for r in report.rows]
-            code = max(code, report.exit_code)
+        upscaler = with_intervals(asked, checkpoint or ()) if intervals else asked.upscaler
+        with live() as (note, tick):
+            report = medsr.upscale_folder(
+                paths,
+                upscaler,
+                out=out,
+                options=options,
+                memory=budget,
+                workers=workers,
+                device=device,
+                engine=kind,
+                tolerance=tolerance,
+                part=share,
+                scheduler=scheduler,
+                dry_run=dry_run,
+                overwrite=overwrite,
+                check=asked.check,
+                pseudonyms=hidden,
+                note=note,
+                tick=tick,
+            )
+        rows = [(r.scan, r.status, f"{r.seconds:.1f}", r.reason or r.output) for r in report.rows]
         print_table(("scan", "status", "seconds", "result"), rows)
-        raise typer.Exit(code)
+        raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -310,7 +317,7 @@ def evaluate(
         raise typer.Exit(report.exit_code)
 
 
-for verb in (compare, report_, calibrate, card, blend):
+for verb in (compare, report_, calibrate, audit, card, blend):
     app.command()(verb)
 app.command("estimate-blur")(estimate_blur)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsr.scan import Factor
+from medsr.scan import Factor, Intensity
 
-__all__ = ["HOLE_REACH", "fill_holes", "refined"]
+__all__ = ["HOLE_REACH", "fill_holes", "off_padding", "refined"]
 
 HOLE_REACH = 8
 """Samples from which the value of a hole is taken, at most; also the halo these need, in coarse samples."""
@@ -91,3 +92,28 @@ def refined(samples: NDArray[Any], factor: Factor) -> NDArray[Any]:
     for axis, f in zip(range(-len(factor), 0), factor, strict=True):
         samples = np.repeat(samples, f, axis)
     return samples
+
+
+def off_padding(stored: NDArray[Any], intensity: Intensity) -> NDArray[Any]:
+    """Values of samples that were estimated, moved off the padding to the nearest value beside it; any shape.
+
+    A value in the range of the padding would be read back as a hole. The order of values is kept.
+    """
+    if intensity.padding is None:
+        return stored
+    low, high = min(intensity.padding), max(intensity.padding)
+    inside = (stored >= low) & (stored <= high)
+    if not inside.any():
+        return stored
+    dtype = stored.dtype
+    if dtype.kind == "f":
+        ends = np.array([low, high], dtype)
+        below, above = np.nextafter(ends, np.array([-np.inf, np.inf], dtype)).tolist()
+    else:
+        info = np.iinfo(dtype)
+        # Whole numbers beside the range; where the dtype has none on one side, those of the other.
+        below, above = math.ceil(low) - 1, math.floor(high) + 1
+        below, above = (above if below < info.min else below), (below if above > info.max else above)
+        if not info.min <= above <= info.max:
+            return stored  # all values of the dtype are padding
+    return np.where(inside, np.where(stored - low < high - stored, dtype.type(below), dtype.type(above)), stored)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medsr.closing import ClosingWords
 from medsr.engines import REFERENCE, EngineChoice, EngineName, available, choose_engine
 from medsr.header import JOB, changes
 from medsr.io import Source, omezarr, read_scan, versioned
@@ -18,10 +19,10 @@ from medsr.io.lazy import KEEP_BYTES_MOST
 from medsr.io.places import Place
 from medsr.io.pseudonyms import unnamed
 from medsr.plan import BASE_BYTES, MemoryTooSmallError, Plan, plan, torch_device
-from medsr.scan import Grid, Scan
-from medsr.shards import Share
-from medsr.streaming import Room, ShardJob
-from medsr.upscaler import Upscaler, checkpoints_of, describe, fingerprint
+from medsr.scan import Scan
+from medsr.shards import Room, Share, bytes_beside, fitting_levels
+from medsr.streaming import ShardJob
+from medsr.upscaler import Several, Upscaler, checkpoints_of, describe, fingerprint, makers_of
 from medsr.upscaling import result_scan
 from medsr.version import __version__
 
@@ -31,9 +32,6 @@ Check = Callable[[Scan], Sequence[str]]
 
 ALL = Share()
 """A batch that is not shared."""
-
-MOST_LOSS = 1.25
-"""Samples read over samples kept, up to which a shard is large enough for a method's halo."""
 
 MOST_WRITERS = 8
 """Threads of a process that compress and write; more wait for the disk."""
@@ -51,6 +49,7 @@ class OutputOptions(BaseModel):
     stack: bool = Field(False, description="take files with plain running numbers as the planes of one stack")
     black: float | None = Field(None, description="stored value of 0, instead of what the file says")
     white: float | None = Field(None, description="stored value of 1, instead of what the file says")
+    consistency: bool = Field(True, description="measure how far each result agrees with its scan, for its history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,7 @@ class Prepared:
         identity: what decides the bytes of the result.
         held_bytes: estimated most memory of a process.
         notes: what the engine showed, for the user.
+        consistency: whether its agreement with the scan is measured at the end.
     """
 
     source: Source
@@ -101,6 +101,7 @@ class Prepared:
     identity: dict[str, Any]
     held_bytes: int
     notes: tuple[str, ...]
+    consistency: bool = True
 
 
 def prepare(
@@ -132,12 +133,16 @@ def prepare(
     shape = tuple(n * f for n, f in zip(scan.shape, factor, strict=True))
     grid = scan.grid.refine(upscaler.factor)
     work = setting.memory - BASE_BYTES - cache_bytes(setting.memory)
+    makers = makers_of(upscaler)
     if kept is None:
-        halo = (0,) * (len(factor) - len(upscaler.halo)) + tuple(upscaler.halo)
+        # The shards of a result are the same whatever images are made beside it.
+        halo = (0,) * (len(factor) - len(upscaler.halo)) + tuple(makers[""].halo)
         reach = tuple(h * f for h, f in zip(halo, factor, strict=True))
-        levels = _levels(shape, grid, setting.options, scan, work, reach=reach)
+        chunk, shard, dtype = setting.options.chunk, setting.options.shard, scan.intensity.dtype
+        levels = fitting_levels(shape, grid, dtype=dtype, work=work, reach=reach, chunk=chunk, shard=shard)
     else:
         levels = omezarr.plan_levels(shape, grid, chunk=kept["chunk"], shard=kept["shard"])
+    levels = tuple(replace(level, images=tuple(makers)) for level in levels)
     count = sum(1 for _ in omezarr.shard_regions(levels[0]))
     if not any(share.owns(number, count, source.name) for number in range(count)):
         return None
@@ -168,8 +173,9 @@ def prepare(
             "engine": asdict(engine),
         },
         identity=own,
-        held_bytes=setting.memory - work + _beside(levels, scan, room) + chosen.bytes_per_tile,
+        held_bytes=setting.memory - work + bytes_beside(levels, scan.intensity.dtype, room) + chosen.bytes_per_tile,
         notes=tuple(notes),
+        consistency=setting.options.consistency,
     )
 
 
@@ -230,7 +236,7 @@ def _planned(
     most = min(MOST_WRITERS, max(2, (os.cpu_count() or 1) // setting.processes))
     tile = setting.options.tile if kept is None else tuple(kept["tile"][-len(upscaler.factor) :])
     for room in (*(Room(n, n + 1, 2) for n in range(most, 0, -1)), Room(1, 1, 1)):
-        beside = _beside(levels, scan, room)
+        beside = bytes_beside(levels, scan.intensity.dtype, room)
         if beside > work // 3 and room != Room(1, 1, 1):
             continue
         try:
@@ -257,57 +263,6 @@ def _planned(
                 chosen = replace(chosen, strip=tuple(kept["strip"]), batch=kept["batch"])
             return chosen, room
     raise too_small
-
-
-def _levels(
-    shape: tuple[int, ...], grid: Grid, options: OutputOptions, scan: Scan, work: int, *, reach: tuple[int, ...]
-) -> tuple[omezarr.Level, ...]:
-    """Levels whose shards suit the method and the budget.
-
-    A shard is computed with its halo around it: `reach` fine samples on either side, for each axis. While much is lost
-    by that, shards are doubled along the axis that loses most, and halved along the one that loses least where the
-    budget allows no larger ones. Where even the first are too large beside the computation they are halved.
-    """
-    levels = omezarr.plan_levels(shape, grid, chunk=options.chunk, shard=options.shard)
-    if options.shard is not None:
-        return levels
-    chunk, axes = levels[0].chunk, range(len(shape))
-
-    def made(shard: Sequence[int]) -> tuple[omezarr.Level, ...]:
-        return omezarr.plan_levels(shape, grid, chunk=chunk, shard=shard)
-
-    def half(shard: Sequence[int], axis: int) -> tuple[int, ...]:
-        chunks = math.ceil(shard[axis] / chunk[axis] / 2)
-        return tuple(chunks * chunk[i] if i == axis else s for i, s in enumerate(shard))
-
-    def losses(shard: Sequence[int]) -> list[float]:
-        return [1 + 2 * r / s if s < n else 1.0 for r, s, n in zip(reach, shard, shape, strict=True)]
-
-    while _beside(levels, scan, Room(1, 1, 1)) > work // 4:
-        shard = levels[0].shard
-        large = [i for i in axes if shard[i] > chunk[i]]
-        if not large:
-            break
-        levels = made(half(shard, large[0]))
-    while math.prod(losses(levels[0].shard)) > MOST_LOSS:
-        shard, lost = levels[0].shard, losses(levels[0].shard)
-        worst = max(axes, key=lambda i: lost[i])
-        larger = tuple(2 * s if i == worst else s for i, s in enumerate(shard))
-        if _beside(made(larger), scan, Room(2, 3, 2)) > work // 4:
-            cheap = [i for i in axes if i != worst and shard[i] > chunk[i]]
-            if not cheap:
-                break
-            larger = half(larger, min(cheap, key=lambda i: (losses(half(larger, i))[i], -shard[i])))
-        if math.prod(losses(larger)) >= math.prod(lost):
-            break
-        levels = made(larger)
-    return levels
-
-
-def _beside(levels: Sequence[omezarr.Level], scan: Scan, room: Room) -> int:
-    """What is held beside the tiles: shards being filled; in each writer one being averaged, and its bytes twice."""
-    stored = min(math.prod(levels[0].shard), math.prod(levels[0].shape)) * scan.intensity.dtype.itemsize
-    return (room.shards + 3 * room.writers) * stored
 
 
 def _precision(scan: Scan) -> tuple[str, ...]:
@@ -340,27 +295,39 @@ def _identity(source: Source, scan: Scan, upscaler: Upscaler, setting: Setting) 
         "chunk": None if options.chunk is None else list(options.chunk),
         "shard": None if options.shard is None else list(options.shard),
         "tile": None if options.tile is None else list(options.tile),
+        "consistency": options.consistency,
         "engine": setting.engine,
         "tolerance": setting.tolerance,
         "device": torch_device(setting.device).type,
     }
 
 
-def documents(prepared: Prepared) -> dict[str, bytes]:
-    """The metadata of the result by key; its identity is kept in it, to know the result again."""
-    result = result_scan(prepared.scan, prepared.upscaler, prepared.scan.data, engine=prepared.engine)
-    return omezarr.metadata(
-        prepared.levels,
-        intensity=result.intensity,
-        name=prepared.source.name,
-        factor=prepared.chosen.factor,
-        attributes={
-            "history": list(result.history),
-            "warnings": list(prepared.scan.warnings),
-            "checkpoints": list(checkpoints_of(prepared.upscaler)),
-            "job": {**prepared.identity, "settings": prepared.settings},
-        },
-    )
+def documents(prepared: Prepared, closing: ClosingWords = ((), ())) -> dict[str, bytes]:
+    """The metadata of the result by key; its identity is kept in it, to know the result again.
+
+    Args:
+        prepared: the work.
+        closing: what is said of the result when it is finished.
+    """
+    upscaler, found = prepared.upscaler, dict[str, bytes]()
+    for image, maker in reversed(makers_of(upscaler).items()):  # the result itself last: then all in it is there
+        lines, doubts = ((), ()) if image else closing
+        result = result_scan(prepared.scan, maker, prepared.scan.data, engine=prepared.engine)
+        made = omezarr.metadata(
+            prepared.levels,
+            intensity=result.intensity,
+            name=f"{prepared.source.name} {image}".rstrip(),
+            factor=prepared.chosen.factor,
+            attributes={
+                "history": [*result.history, *lines],
+                "warnings": [*prepared.scan.warnings, *doubts],
+                "checkpoints": list(checkpoints_of(upscaler)),
+                "job": {**prepared.identity, "settings": prepared.settings},
+                **(upscaler.attributes(image) if isinstance(upscaler, Several) else {}),
+            },
+        )
+        found |= {f"{image}/{key}" if image else key: document for key, document in made.items()}
+    return found
 
 
 def shard_job(prepared: Prepared, setting: Setting, target: Place) -> ShardJob:

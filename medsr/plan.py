@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medsr.holes import HOLE_REACH
 from medsr.scan import Factor, Region, Scan
 from medsr.tiles import Tile, plan_tiles
-from medsr.upscaler import Composed, Staged, Upscaler, describe, has_stages, reserved_bytes
+from medsr.upscaler import Composed, Several, Staged, Upscaler, describe, has_stages, reserved_bytes
 
 if TYPE_CHECKING:
     from medsr.engines import EngineChoice
@@ -215,11 +215,13 @@ def _cost_of(
 ) -> _Cost:
     fine, limit = math.prod(upscaler.factor), scan.shape[-len(upscaler.factor) :]
     # Reading, the unit image and the stored result: 8 + 4 bytes a coarse sample, 8 + dtype bytes a fine one.
-    read, result = 12.0, float(fine * (8 + scan.intensity.dtype.itemsize))
-    waits = 4.0 * fine * waiting if device.type == "cpu" else 0.0
+    images = len(upscaler.images) if isinstance(upscaler, Several) else 1
+    read, result = 12.0, float(fine * (8 + scan.intensity.dtype.itemsize)) * images
+    waits = 4.0 * fine * waiting * images if device.type == "cpu" else 0.0
     reserved = reserved_bytes(upscaler) if device.type == "cpu" else 0  # it is no memory of a card
     if engine is not None and engine.name != "torch" and isinstance(upscaler, Composed) and has_stages(upscaler):
-        return _cost_around(scan, upscaler, halo, device, engine, waiting=waiting)
+        cost = _cost_around(scan, upscaler, halo, device, engine, waiting=waiting)
+        return replace(cost, per_kept=cost.per_kept + (result + waits) * (images - 1) / images)
     if engine is None or engine.name == "torch" or not isinstance(upscaler, Staged):
         run = placed(upscaler, device)
         more = WORKSPACE["torch"] if has_stages(upscaler) else UNKNOWN_WORKSPACE

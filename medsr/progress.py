@@ -11,7 +11,18 @@ from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 from medsr.bucket_progress import BucketProgress
-from medsr.header import BEGIN, FILE, JOB, LOCK, drop_leftovers, old_name, read_header, refuse_changed, verified_tasks
+from medsr.header import (
+    BEGIN,
+    FILE,
+    GROUP,
+    JOB,
+    LOCK,
+    drop_leftovers,
+    old_name,
+    read_header,
+    refuse_changed,
+    verified_tasks,
+)
 from medsr.io.omezarr import Level
 from medsr.io.places import Folder, Place
 from medsr.locks import TakenError, lock, lock_shared, release, turn
@@ -66,8 +77,8 @@ class Progress(Protocol):
         """Put the metadata that fit the settings, where they are not there yet."""
         ...
 
-    def finish(self, final: Place) -> None:
-        """Make the complete result what its final name stands for."""
+    def finish(self, final: Place, documents: Mapping[str, bytes]) -> None:
+        """Make the complete result what its final name stands for, with the metadata that are known by now."""
         ...
 
 
@@ -97,7 +108,7 @@ def open_progress(
     header = {"identity": dict(identity), "settings": dict(settings)}
     if isinstance(target, Folder):
         return FolderProgress(target, header, documents, share=share, restart=restart)
-    return BucketProgress(target, header, documents, restart=restart)
+    return BucketProgress(target, header, restart=restart)
 
 
 class FolderProgress:
@@ -208,10 +219,11 @@ class FolderProgress:
     def describe(self, documents: Mapping[str, bytes]) -> None:
         """Nothing: they were written with the header, under the same lock."""
 
-    def finish(self, final: Place) -> None:
+    def finish(self, final: Place, documents: Mapping[str, bytes]) -> None:
         """Give the complete result its final name, in the place of an older one, then drop the records."""
         if not isinstance(final, Folder):
             raise TypeError(f"{final.name}: expected a folder, as the unfinished result is in one")
+        self.target.put(GROUP, documents[GROUP])
         drop_torn_files(self.target.path)
         for folder, _, _ in os.walk(self.target.path):
             _sync(folder)

@@ -149,6 +149,9 @@ class TrainingRecipe(Part):
         "auto", description="auto: the GPU if there is one; for several GPUs or machines start with torchrun"
     )
     start: Path | None = Field(None, description="checkpoint or run folder whose weights to start from; none: new ones")
+    widths: bool = Field(
+        True, description="also learn how far estimates are off, for medsr calibrate; the network stays the same"
+    )
 
 
 class Recipe(Part):

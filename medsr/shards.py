@@ -1,4 +1,4 @@
-"""Task, Agenda: the shards of a result, handed out in an order in which each finds what it needs."""
+"""Task, Agenda: the shards of a result, how large they are, and an order in which each finds what it needs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,36 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, NamedTuple
 
-from medsr.io.omezarr import Level, shard_region, shard_regions
+import numpy as np
 
-__all__ = ["Agenda", "Share", "Task", "all_tasks"]
+from medsr.io.omezarr import Level, plan_levels, shard_region, shard_regions
+from medsr.scan import Grid
+
+__all__ = ["Agenda", "Room", "Share", "Task", "all_tasks", "bytes_beside", "fitting_levels"]
+
+MOST_LOSS = 1.25
+"""Samples read over samples kept, up to which a shard is large enough for a method's halo."""
+
+
+class Room(NamedTuple):
+    """How far the stages of a process may run apart: all of it is memory.
+
+    Attributes:
+        writers: threads that round, compress and write.
+        shards: that are filled or written at a time.
+        ahead: batches of tiles that are read before their turn.
+    """
+
+    writers: int
+    shards: int
+    ahead: int
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Task:
-    """One shard of one level."""
+    """One shard of one level, of all images of the result."""
 
     level: int
     index: tuple[int, ...]
@@ -56,6 +77,75 @@ def all_tasks(levels: Sequence[Level]) -> Iterator[Task]:
     for number, level in enumerate(levels):
         for index, _ in shard_regions(level):
             yield Task(number, index)
+
+
+def fitting_levels(
+    shape: tuple[int, ...],
+    grid: Grid,
+    *,
+    dtype: np.dtype[Any],
+    work: int,
+    reach: tuple[int, ...],
+    chunk: Sequence[int] | None = None,
+    shard: Sequence[int] | None = None,
+) -> tuple[Level, ...]:
+    """Levels whose shards suit the method and the budget.
+
+    A shard is computed with its halo around it: `reach` fine samples on either side, for each axis. While much is lost
+    by that, shards are doubled along the axis that loses most, and halved along the one that loses least where the
+    budget allows no larger ones. Where even the first are too large beside the computation they are halved.
+
+    Args:
+        shape, grid: of the result.
+        dtype: of its samples.
+        work: bytes that a process may hold for this work.
+        reach: fine samples, for each axis.
+        chunk, shard: as in `plan_levels`; a shard that is given is kept.
+
+    Raises:
+        ValueError: as `plan_levels`.
+    """
+    levels = plan_levels(shape, grid, chunk=chunk, shard=shard)
+    if shard is not None:
+        return levels
+    cell, axes = levels[0].chunk, range(len(shape))
+
+    def made(shard: Sequence[int]) -> tuple[Level, ...]:
+        return plan_levels(shape, grid, chunk=cell, shard=shard)
+
+    def half(shard: Sequence[int], axis: int) -> tuple[int, ...]:
+        chunks = math.ceil(shard[axis] / cell[axis] / 2)
+        return tuple(chunks * cell[i] if i == axis else s for i, s in enumerate(shard))
+
+    def losses(shard: Sequence[int]) -> list[float]:
+        return [1 + 2 * r / s if s < n else 1.0 for r, s, n in zip(reach, shard, shape, strict=True)]
+
+    while bytes_beside(levels, dtype, Room(1, 1, 1)) > work // 4:
+        shard = levels[0].shard
+        large = [i for i in axes if shard[i] > cell[i]]
+        if not large:
+            break
+        levels = made(half(shard, large[0]))
+    while math.prod(losses(levels[0].shard)) > MOST_LOSS:
+        shard, lost = levels[0].shard, losses(levels[0].shard)
+        worst = max(axes, key=lambda i: lost[i])
+        larger = tuple(2 * s if i == worst else s for i, s in enumerate(shard))
+        if bytes_beside(made(larger), dtype, Room(2, 3, 2)) > work // 4:
+            cheap = [i for i in axes if i != worst and shard[i] > cell[i]]
+            if not cheap:
+                break
+            larger = half(larger, min(cheap, key=lambda i: (losses(half(larger, i))[i], -shard[i])))
+        if math.prod(losses(larger)) >= math.prod(lost):
+            break
+        levels = made(larger)
+    return levels
+
+
+def bytes_beside(levels: Sequence[Level], dtype: np.dtype[Any], room: Room) -> int:
+    """What is held beside the tiles: shards being filled, of all images; in each writer one image's being averaged, and
+    its bytes twice."""
+    stored = min(math.prod(levels[0].shard), math.prod(levels[0].shape)) * dtype.itemsize
+    return (room.shards * len(levels[0].images) + 3 * room.writers) * stored
 
 
 class Agenda:

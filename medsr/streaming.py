@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,28 +22,14 @@ from medsr.io.places import Place
 from medsr.locks import TakenError
 from medsr.plan import Plan, torch_device
 from medsr.scan import Intensity, Scan
-from medsr.shards import Task
+from medsr.shards import Room, Task
 from medsr.upscaler import Staged, Upscaler
 from medsr.upscaling import Estimate, Loaded, TileRunner, batches, read_tiles
 
-__all__ = ["Line", "Room", "ShardJob", "fill_shard", "open_scan"]
+__all__ = ["Line", "ShardJob", "fill_shard", "open_scan"]
 
 Note = Callable[[str], None]
 Done = Callable[[Task, str | BaseException], None]
-
-
-class Room(NamedTuple):
-    """How far the stages of a process may run apart: all of it is memory.
-
-    Attributes:
-        writers: threads that round, compress and write.
-        shards: that are filled or written at a time.
-        ahead: batches of tiles that are read before their turn.
-    """
-
-    writers: int
-    shards: int
-    ahead: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +79,14 @@ def _groups(job: ShardJob, scan: Scan, task: Task) -> Iterator[Loaded]:
 
 
 def _averaged(job: ShardJob, task: Task) -> str:
-    """Write a shard of a coarser level, the area average of the level below."""
+    """Write a shard of a coarser level, the area average of the level below, one image after the other."""
     finer, level = job.levels[task.level - 1], job.levels[task.level]
-    block = omezarr.averaged_shard(job.target, finer, level, task.index, intensity=job.intensity)
-    return omezarr.write_shard(job.target, level, task.index, block)
+    digests = []
+    for image in level.images:
+        place = omezarr.image_place(job.target, image)
+        block = omezarr.averaged_shard(place, finer, level, task.index, intensity=job.intensity)
+        digests.append(omezarr.write_shard(place, level, task.index, block))
+    return omezarr.joint_digest(digests)
 
 
 def fill_shard(job: ShardJob, task: Task, scan: Scan, *, turn: threading.Lock, note: Note | None = None) -> str:
@@ -124,13 +114,14 @@ def _refuse_ended(job: ShardJob) -> None:
 
 
 class _Shard:
-    """A shard of the finest level being filled."""
+    """A shard of the finest level being filled, of all images."""
 
     def __init__(self, job: ShardJob, task: Task) -> None:
         self.job = job
         self.task = task
         self.region = omezarr.shard_region(job.levels[0], task.index)
-        self.data: NDArray[Any] = np.empty([r.stop - r.start for r in self.region], job.intensity.dtype)
+        shape = [r.stop - r.start for r in self.region]
+        self.data: NDArray[Any] = np.empty([len(job.levels[0].images), *shape], job.intensity.dtype)
         self.failed = False
         self.open = 1
         """Blocks not placed yet, and one for the computation itself."""
@@ -139,10 +130,17 @@ class _Shard:
         target = tuple(
             slice(t.start - r.start, t.stop - r.start) for t, r in zip(estimate.tile.target, self.region, strict=True)
         )
-        self.data[target] = estimate.stored_values(self.job.intensity)
+        self.data[(slice(None), *target)] = estimate.stored_values(self.job.intensity)
 
     def write(self) -> str:
-        return omezarr.write_shard(self.job.target, self.job.levels[0], self.task.index, self.data)
+        level = self.job.levels[0]
+        places = [omezarr.image_place(self.job.target, image) for image in level.images]
+        return omezarr.joint_digest(
+            [
+                omezarr.write_shard(place, level, self.task.index, data)
+                for place, data in zip(places, self.data, strict=True)
+            ]
+        )
 
 
 class Line:

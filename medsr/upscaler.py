@@ -6,7 +6,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "Placed",
     "Reserves",
     "Run",
+    "Several",
     "Staged",
     "Trained",
     "Upscaler",
@@ -29,6 +30,7 @@ __all__ = [
     "fingerprint",
     "has_stages",
     "learned_from",
+    "makers_of",
     "reserved_bytes",
 ]
 
@@ -118,6 +120,30 @@ class Composed(Upscaler, Protocol):
 
 
 @runtime_checkable
+class Several(Upscaler, Protocol):
+    """An Upscaler that makes several images of a scan at once, as an estimate with the ends of its intervals.
+
+    It returns (n, len(images), *size * factor), and so does its `around` where it is `Composed`.
+
+    Attributes:
+        images: their names. The first is "", the result itself; each other one is kept inside it under its name.
+    """
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images."""
+        ...
+
+    def alone(self) -> tuple[Upscaler, ...]:
+        """For each image what makes the same one alone, adapted as this one is: by it the image is described."""
+        ...
+
+    def attributes(self, image: str) -> dict[str, Any]:
+        """What is kept of an image beside its history; plain JSON."""
+        ...
+
+
+@runtime_checkable
 class Trained(Upscaler, Protocol):
     """An Upscaler whose weights come from a checkpoint.
 
@@ -157,6 +183,13 @@ class Reserves(Upscaler, Protocol):
     def reserved_bytes(self) -> int:
         """Bytes, at most."""
         ...
+
+
+def makers_of(upscaler: Upscaler) -> dict[str, Upscaler]:
+    """What makes each image of a method alone, by the image's name; of most there is one, "", made by itself."""
+    if isinstance(upscaler, Several):
+        return dict(zip(upscaler.images, upscaler.alone(), strict=True))
+    return {"": upscaler}
 
 
 def learned_from(upscaler: Upscaler) -> frozenset[str]:

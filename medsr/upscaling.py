@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsr.engines import REFERENCE, Engine, EngineChoice, build_engine
-from medsr.holes import fill_holes, refined
+from medsr.holes import fill_holes, off_padding, refined
 from medsr.plan import Device, MemoryTooSmallError, Plan, plan, torch_device
 from medsr.scan import Intensity, Region, Scan
 from medsr.tiles import Tile, region_shape, split
-from medsr.upscaler import Upscaler, describe
+from medsr.upscaler import Several, Upscaler, describe, makers_of
 
-__all__ = ["Estimate", "Loaded", "TileRunner", "batches", "read_tiles", "result_scan", "upscale", "upscaled_blocks"]
+__all__ = [
+    "Estimate",
+    "Loaded",
+    "TileRunner",
+    "batches",
+    "read_tiles",
+    "result_scan",
+    "upscale",
+    "upscale_images",
+    "upscaled_blocks",
+]
 
 Note = Callable[[str], None]
 
@@ -47,15 +57,52 @@ def upscale(
         fine samples of its coarse ones.
 
     Raises:
+        MemoryTooSmallError, ValueError: as `plan`; or the method makes several images.
+        ScanError: the scan cannot be decoded.
+    """
+    _refuse_several(upscaler)
+    return upscale_images(scan, upscaler, memory=memory, device=device, tile=tile, engine=engine)[""]
+
+
+def upscale_images(
+    scan: Scan,
+    upscaler: Upscaler,
+    *,
+    memory: int | None = None,
+    device: Device = "auto",
+    tile: tuple[int, ...] | None = None,
+    engine: EngineChoice = REFERENCE,
+) -> dict[str, Scan]:
+    """Upscale a scan in memory by a method that makes several images at once, such as `Intervals.together`.
+
+    Args:
+        scan, upscaler, memory, device, tile, engine: as in `upscale`.
+
+    Returns:
+        For the name of each image a scan as `upscale` returns it; "" is the result itself.
+
+    Raises:
         MemoryTooSmallError, ValueError: as `plan`.
         ScanError: the scan cannot be decoded.
     """
     adapted = upscaler.adapt(scan)
     chosen = plan(scan, adapted, memory=memory, device=device, tile=tile, engine=engine)
-    result = np.empty(chosen.shape, scan.intensity.dtype)
-    for region, block in upscaled_blocks(scan, adapted, chosen=chosen, device=device, engine=engine):
-        result[region] = block
-    return result_scan(scan, adapted, result, engine=engine)
+    makers = makers_of(adapted)
+    result = np.empty((len(makers), *chosen.shape), scan.intensity.dtype)
+    for region, block in _blocks(scan, adapted, chosen=chosen, device=device, engine=engine):
+        result[(slice(None), *region)] = block
+    return {
+        name: result_scan(scan, maker, data, engine=engine)
+        for (name, maker), data in zip(makers.items(), result, strict=True)
+    }
+
+
+def _refuse_several(upscaler: Upscaler) -> None:
+    if isinstance(upscaler, Several):
+        raise ValueError(
+            f"upscale: expected a method that makes one image, found one that makes {len(upscaler.images)} "
+            f"({describe(upscaler)}); use upscale_images or upscale_folder"
+        )
 
 
 def result_scan(scan: Scan, upscaler: Upscaler, data: Any, *, engine: EngineChoice = REFERENCE) -> Scan:
@@ -82,7 +129,25 @@ def upscaled_blocks(
     """Upscale tile by tile: yields (region of the result, stored values), each fine sample exactly once.
 
     A tile that runs out of memory is halved and tried again; the result is the same. `upscaler` is already adapted.
+
+    Raises:
+        ValueError: the method makes several images.
     """
+    _refuse_several(upscaler)
+    yield from _blocks(scan, upscaler, chosen=chosen, device=device, target=target, note=note, engine=engine)
+
+
+def _blocks(
+    scan: Scan,
+    upscaler: Upscaler,
+    *,
+    chosen: Plan,
+    device: Device,
+    target: Region | None = None,
+    note: Note | None = None,
+    engine: EngineChoice,
+) -> Iterator[tuple[Region, NDArray[Any]]]:
+    """As `upscaled_blocks`; of several images the values have a leading axis."""
     runner = TileRunner(
         build_engine(upscaler, engine, device=torch_device(device), strip=chosen.strip), chosen, scan, note=note
     )
@@ -158,7 +223,10 @@ def read_tiles(scan: Scan, tiles: Sequence[Tile], *, dims: int) -> Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one tile keeps of its result: `unit` of the shape of the tile's target, and its holes as read."""
+    """What one tile keeps of its result: `unit` of the shape of the tile's target, and its holes as read.
+
+    Of several images `unit` and the stored values have a leading axis.
+    """
 
     tile: Tile
     factor: tuple[int, ...]
@@ -167,8 +235,9 @@ class Estimate:
     holes: NDArray[np.bool_] | None
 
     def stored_values(self, intensity: Intensity) -> NDArray[Any]:
-        """Stored values; what was not measured stays as it was stored: NaN, infinity, each padding value."""
-        values = intensity.to_stored(self.unit)
+        """Stored values; what was not measured stays as it was stored (NaN, infinity, each padding value), and nothing
+        else has such a value."""
+        values = off_padding(intensity.to_stored(self.unit), intensity)
         if self.holes is None or self.stored is None:
             return values
         keep = self.tile.keep
@@ -223,7 +292,8 @@ class TileRunner:
         fine = self._engine(loaded.low, keep, origins).numpy()
         found = []
         for i, tile in enumerate(loaded.tiles):
-            unit = fine[i, 0].reshape(region_shape(tile.target))
+            images = fine.shape[1:2] if fine.shape[1] > 1 else ()
+            unit = fine[i].reshape(*images, *region_shape(tile.target))
             found.append(Estimate(tile, factor, unit, loaded.stored[i], loaded.holes[i]))
         return found
 

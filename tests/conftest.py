@@ -1,8 +1,12 @@
 """Fixtures shared by all tests: the shipped samples and, where present, the development scans beside the checkout."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores: more threads than cores wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from ome_zarr_models.v05 import Image
 from torch import Tensor
 
 from medsr.batch import upscale_folder
+from medsr.consistency import consistency_map
 from medsr.data import MAMMOGRAM, NUCLEI
 from medsr.header import FILE, LOCK
 from medsr.io import omezarr, read_scan
@@ -92,7 +93,49 @@ def test_the_result_is_a_valid_calibrated_pyramid(tmp_path: Path) -> None:
     assert below[2, 5, 10] == np.rint(block.mean())
     ours = zarr.open_group(root, mode="r").attrs["medsr"]
     assert ours["intensity"]["white"] == expected.intensity.white
-    assert "Cubic" in ours["history"][-1]
+    assert "Cubic" in ours["history"][-2]
+    assert "consistency with the measured scan: rms 0." in ours["history"][-1]
+
+
+class _Inventing(Cubic):
+    """Cubic interpolation with a bright patch that nothing measured."""
+
+    def forward(self, low: Tensor) -> Tensor:
+        estimate = super().forward(low)
+        estimate[..., 20:30, 20:30] += 0.5
+        return estimate
+
+
+def test_every_result_says_how_far_it_agrees_with_its_scan(tmp_path: Path) -> None:
+    """The line is that of the whole scan and its result at once, whatever shards it was read from."""
+    small = OutputOptions(chunk=(4, 64, 64), shard=(8, 128, 128))
+    for name, options in (("large", OutputOptions()), ("small", small)):
+        upscale_folder(NUCLEI, Cubic((2, 2)), out=tmp_path / name, options=options)
+    histories = [read_history(path) for path in sorted(tmp_path.glob("*/*.ome.zarr"))]
+    measured = read_scan(NUCLEI)
+    expected = consistency_map(measured, upscale(measured, Cubic((2, 2)))).describe()
+    assert [history[-1] for history in histories] == [expected, expected]
+    off = OutputOptions(consistency=False)
+    row = upscale_folder(NUCLEI, Cubic((2, 2)), out=tmp_path / "off", options=off).rows[0]
+    assert "Cubic" in read_history(Path(row.output))[-1]
+    again = upscale_folder(NUCLEI, Cubic((2, 2)), out=tmp_path / "off").rows[0]
+    assert again.status == "failed"
+    assert "--overwrite" in again.reason
+
+
+def test_what_contradicts_its_scan_is_a_warning(tmp_path: Path) -> None:
+    said: list[str] = []
+    row = upscale_folder(MAMMOGRAM, _Inventing((2, 2)), out=tmp_path, note=said.append).rows[0]
+    assert row.status == "done"
+    assert any("contradict" in warning for warning in row.warnings)
+    assert any("contradict" in line for line in said)
+    ours = zarr.open_group(row.output, mode="r").attrs["medsr"]
+    assert any("contradict" in warning for warning in ours["warnings"])
+    assert "flagged" in ours["history"][-1]
+
+
+def read_history(root: Path) -> list[str]:
+    return list(zarr.open_group(root, mode="r").attrs["medsr"]["history"])
 
 
 def test_the_result_reads_back_as_a_scan(tmp_path: Path) -> None:

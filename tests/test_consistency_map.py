@@ -9,8 +9,8 @@ import torch
 
 import medsr
 from medsr import Degradation, DegradationRange, Grid, Intensity, PoissonGaussian, Scan
-from medsr.trust.consistency import EXPECTED_BEYOND, LEAST, ConsistencyMap, consistency_map
-from medsr.trust.noise_curve import NoiseCurve, estimate_noise, rounding_sd
+from medsr.consistency.map import EXPECTED_BEYOND, LEAST, ConsistencyMap, consistency_map
+from medsr.consistency.noise_curve import NoiseCurve, estimate_noise, rounding_sd
 
 NOISE = PoissonGaussian(200, 0.01)
 
@@ -78,7 +78,7 @@ def test_blocks_give_what_the_whole_gives(nuclei: Scan, monkeypatch: pytest.Monk
     degradation = Degradation((2, 2, 2), kernel=medsr.Gaussian(fwhm_samples=2.0), noise=NOISE)
     low = measured(nuclei, degradation)
     whole = consistency_map(low, nuclei, degradation=degradation)
-    monkeypatch.setattr("medsr.trust.consistency.WORK", 1 << 14)
+    monkeypatch.setattr("medsr.consistency.map.WORK", 1 << 14)
     parts = consistency_map(low, nuclei, degradation=degradation)
     assert parts.z.data.block != whole.z.data.block  # type: ignore[attr-defined]
     assert np.abs(parts.z.read() - whole.z.read()).max() < 1e-5
@@ -90,7 +90,7 @@ def test_a_coarser_map_of_regions_finds_the_same_spot(nuclei: Scan, monkeypatch:
     low = measured(nuclei, degradation)
     values = nuclei.read().copy()
     values[5, 96:128, 64:96] += 12000
-    monkeypatch.setattr("medsr.trust.cells.CELLS", 4096)
+    monkeypatch.setattr("medsr.consistency.cells.CELLS", 4096)
     found = consistency_map(low, replace(nuclei, data=values), degradation=degradation)
     assert found.found == 1
     start, stop = found.regions[0].start, found.regions[0].stop

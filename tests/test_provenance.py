@@ -91,7 +91,8 @@ def test_a_result_says_where_it_comes_from(run: Path, tmp_path: Path) -> None:
     assert found.engine.name in ("compiled", "torch")
     if found.engine.name == "compiled":
         assert 0 <= found.engine.deviation <= found.engine.tolerance
-    assert found.history[-1].startswith("upscaled 2x2 by srresnet")
+    assert found.history[-2].startswith("upscaled 2x2 by srresnet")
+    assert found.history[-1].startswith("consistency with the measured scan: rms ")
     said = "\n".join(found.lines())
     for part in (found.input_sha256, found.checkpoints[0], found.version, "chunk [128, 128]", str(found.engine)):
         assert part in said

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 
 from medsr.batch import upscale_folder
@@ -23,7 +24,9 @@ from medsr.job import OutputOptions
 from medsr.locks import TakenError, lock, release
 from medsr.methods.interpolation import Cubic
 from medsr.methods.srresnet import SRResNet
+from medsr.methods.widths import Widths
 from medsr.shards import Share
+from medsr.trust.distances import Interval, LearnedWidths
 
 SMALL = OutputOptions(chunk=(32, 32), shard=(64, 64))
 
@@ -175,6 +178,19 @@ def test_a_cluster_whose_worker_is_killed_writes_the_same_bytes(
     assert report.rows[0].status == "done", report.rows[0].reason
     assert workers[0].wait(30) == -signal.SIGKILL
     assert tree(out / "plane.ome.zarr") == calm(plane, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_cluster_writes_the_ends_of_intervals_beside_the_estimate(
+    plane: Path, tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    torch.manual_seed(0)
+    made = Interval(LearnedWidths(Cubic((2, 2)), Widths((2, 2), features=4, blocks=1)), scaling=2.0)
+    for name, scheduler in (("out", cluster[0]), ("calm", None)):
+        row = upscale_folder(plane, made, out=tmp_path / name, options=SMALL, scheduler=scheduler).rows[0]
+        assert row.status == "done", row.reason
+    assert tree(tmp_path / "out" / "plane.ome.zarr") == tree(tmp_path / "calm" / "plane.ome.zarr")
+    assert (tmp_path / "out" / "plane.ome.zarr" / "upper" / "0" / "c").is_dir()
 
 
 def test_a_scheduler_that_is_not_there_is_named(plane: Path, tmp_path: Path) -> None:

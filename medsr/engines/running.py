@@ -19,7 +19,7 @@ from medsr.precision import float32_only
 from medsr.scan import Region
 from medsr.stages import Stages
 from medsr.tiles import plan_tiles, region_shape, whole
-from medsr.upscaler import Composed, Placed, Run, Staged, Upscaler, describe, fingerprint, has_stages
+from medsr.upscaler import Composed, Placed, Run, Several, Staged, Upscaler, describe, fingerprint, has_stages
 
 __all__ = ["Engine", "build_engine"]
 
@@ -44,7 +44,7 @@ class Engine(Protocol):
                 upscalers that must know.
 
         Returns:
-            (n, 1, *kept) float32, on the CPU.
+            (n, 1, *kept) float32, on the CPU; of `Several` images (n, images, *kept).
 
         Raises:
             ValueError: the upscaler's result has another shape than its factor says.
@@ -110,19 +110,14 @@ class _Whole:
         self._device = device
 
     def __call__(self, low: Tensor, keep: Region | None = None, origins: Origins = ()) -> Tensor:
-        factor, run = self._upscaler.factor, self._upscaler
-        expected = tuple(n * f for n, f in zip(low.shape[2:], factor, strict=True))
+        run, expected = self._upscaler, _expected(self._upscaler, low)
         kept = []
         for index, part in enumerate(torch.split(low, 1)):
             here: Run = run.at(origins[index]) if origins and isinstance(run, Placed) else run
             with torch.inference_mode():
                 estimate = here(part.to(self._device))
-            if tuple(estimate.shape) != (1, 1, *expected):
-                raise ValueError(
-                    f"{describe(self._upscaler)}: expected an estimate of shape {(1, 1, *expected)}, found "
-                    f"{tuple(estimate.shape)}; a method returns its input's size times its factor"
-                )
-            kept.append(_crop(estimate, keep or whole(expected)).float().cpu())
+            _refuse_shape(estimate, (1, *expected), self._upscaler)
+            kept.append(_crop(estimate, keep or whole(expected[1:])).float().cpu())
         return torch.cat(kept) if len(kept) > 1 else kept[0]
 
 
@@ -141,13 +136,23 @@ class _Around:
         with torch.inference_mode():
             runs = [partial(run, engine) for engine in self._engines]
             estimate = self._upscaler.around(low.to(self._device), runs)
-        expected = tuple(n * f for n, f in zip(low.shape[2:], self._upscaler.factor, strict=True))
-        if tuple(estimate.shape) != (low.shape[0], 1, *expected):
-            raise ValueError(
-                f"{describe(self._upscaler)}: expected an estimate of shape {(low.shape[0], 1, *expected)}, found "
-                f"{tuple(estimate.shape)}; a method returns its input's size times its factor"
-            )
-        return _crop(estimate, keep or whole(expected)).float().cpu()
+        expected = _expected(self._upscaler, low)
+        _refuse_shape(estimate, (low.shape[0], *expected), self._upscaler)
+        return _crop(estimate, keep or whole(expected[1:])).float().cpu()
+
+
+def _expected(upscaler: Upscaler, low: Tensor) -> tuple[int, ...]:
+    """Images and fine samples that an upscaler makes of each tile."""
+    images = len(upscaler.images) if isinstance(upscaler, Several) else 1
+    return (images, *(n * f for n, f in zip(low.shape[2:], upscaler.factor, strict=True)))
+
+
+def _refuse_shape(estimate: Tensor, expected: tuple[int, ...], upscaler: Upscaler) -> None:
+    if tuple(estimate.shape) != expected:
+        raise ValueError(
+            f"{describe(upscaler)}: expected an estimate of shape {expected}, found {tuple(estimate.shape)}; a method "
+            "returns its input's size times its factor"
+        )
 
 
 class _Network:

@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5 out: levels, shards and metadata of one result; whole shards at a time, to any place."""
+"""OME-Zarr 0.5 out: levels, shards and metadata of a result's images; whole shards at a time, to any place."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr.io import shard as codec
+from medsr.io.averaging import average
 from medsr.io.lazy import BlockArray
+from medsr.io.ome_attributes import ome_attributes
 from medsr.io.places import Place
-from medsr.scan import SPATIAL, Axis, Factor, Grid, Intensity, Region
+from medsr.scan import Axis, Factor, Grid, Intensity, Region
 
 __all__ = [
     "Level",
     "average",
     "averaged_shard",
     "encode_shard",
+    "finished_level",
+    "image_place",
     "is_whole",
+    "joint_digest",
     "metadata",
     "plan_levels",
     "shard_digest",
@@ -37,6 +42,9 @@ __all__ = [
 
 Index = tuple[int, ...]
 
+HELD = 4
+"""Shards of a finished level whose compressed bytes a reader holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -47,6 +55,8 @@ class Level:
         shape, chunk, shard: samples along each axis; a shard is a whole number of chunks.
         grid: where the samples of this level lie.
         step: samples of the finer level averaged into one, for each axis (1 for level 0).
+        images: names of the images of the result that have this level, each in its own `image_place`; their shards lie
+            alike and are written together.
     """
 
     path: str
@@ -55,10 +65,16 @@ class Level:
     shard: tuple[int, ...]
     grid: Grid
     step: Factor
+    images: tuple[str, ...] = ("",)
 
 
 def plan_levels(
-    shape: Sequence[int], grid: Grid, *, chunk: Sequence[int] | None = None, shard: Sequence[int] | None = None
+    shape: Sequence[int],
+    grid: Grid,
+    *,
+    chunk: Sequence[int] | None = None,
+    shard: Sequence[int] | None = None,
+    images: tuple[str, ...] = ("",),
 ) -> tuple[Level, ...]:
     """Levels of the pyramid, finest first, each the area average of the one before, until a plane fits in one chunk.
 
@@ -68,6 +84,7 @@ def plan_levels(
         shape, grid: of the result.
         chunk, shard: samples along the last axes; None: 256 x 256 planes in shards of 2048 x 2048, for stacks
             8 x 256 x 256 voxels in shards of 16 x 1024 x 1024.
+        images: names of the images of the result.
 
     Raises:
         ValueError: a shard that is no whole number of chunks.
@@ -81,7 +98,7 @@ def plan_levels(
     while True:
         chunk_here = tuple(min(c, n) for c, n in zip(chunks, sizes, strict=True))
         shard_here = tuple(c * math.ceil(min(s, n) / c) for s, n, c in zip(shards, sizes, chunk_here, strict=True))
-        levels.append(Level(str(len(levels)), sizes, chunk_here, shard_here, grid, step))
+        levels.append(Level(str(len(levels)), sizes, chunk_here, shard_here, grid, step, images))
         plane = [n for n, a in zip(sizes, grid.axes, strict=True) if a in "yx"]
         if max(plane) <= max(chunks[-2:]):
             return tuple(levels)
@@ -106,7 +123,7 @@ def _step(grid: Grid, axis: Axis, size: int) -> int:
 def metadata(
     levels: Sequence[Level], *, intensity: Intensity, name: str, factor: Factor, attributes: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """The metadata of the group and its arrays as JSON documents by key: "0/zarr.json", ..., last "zarr.json".
+    """The metadata of one image, its group and its arrays, as JSON documents by key: "0/zarr.json", ..., "zarr.json".
 
     Put in this order, a group is there only when all its arrays are.
 
@@ -126,7 +143,7 @@ def metadata(
     from zarr.codecs import BloscCodec
     from zarr.storage import MemoryStore
 
-    ome = _ome(levels, intensity, name, factor)
+    ome = ome_attributes(levels, intensity, name=name, factor=factor)
     v05.Image.model_validate(ome)
     ours = {**attributes, "intensity": _intensity(intensity)}
     zstd = BloscCodec(cname="zstd", clevel=codec.LEVEL, shuffle="bitshuffle", typesize=intensity.dtype.itemsize)
@@ -160,52 +177,6 @@ def _intensity(intensity: Intensity) -> dict[str, Any]:
     }
 
 
-def _ome(levels: Sequence[Level], intensity: Intensity, name: str, factor: Factor) -> dict[str, Any]:
-    grid = levels[0].grid
-    kinds = {"t": "time", "c": "channel"}
-    axes: list[dict[str, str]] = []
-    for axis in grid.axes:
-        entry = {"name": axis, "type": kinds.get(axis, "space")}
-        if grid.spacing_of(axis) is not None and axis in SPATIAL:
-            entry["unit"] = "micrometer"
-        axes.append(entry)
-    datasets, cells = [], [1.0 / f for f in factor]
-    for level in levels:
-        cells = [c * s for c, s in zip(cells, level.step, strict=True)]
-        spacing = level.grid.spacing_um or (None,) * len(cells)
-        # An axis of unknown spacing counts samples of the input, without a unit.
-        scale = [c if s is None else s for c, s in zip(cells, spacing, strict=True)]
-        origin = level.grid.origin_um
-        move = [(c - 1) / 2 if s is None else o for c, s, o in zip(cells, spacing, origin, strict=True)]
-        steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": move}]
-        datasets.append({"path": level.path, "coordinateTransformations": steps})
-    channels = levels[0].shape[grid.axes.index("c")] if "c" in grid.axes else 1
-    return {
-        "version": "0.5",
-        "multiscales": [{"name": name, "axes": axes, "datasets": datasets, "type": "area average"}],
-        "omero": {
-            "channels": [_channel(intensity, index) for index in range(channels)],
-            "rdefs": {"model": "greyscale"},
-        },
-    }
-
-
-def _channel(intensity: Intensity, index: int) -> dict[str, Any]:
-    start, end = intensity.window or sorted((intensity.black, intensity.white))
-    if intensity.dtype.kind == "f":
-        low, high = min(start, intensity.black), max(end, intensity.white)
-    else:
-        info = np.iinfo(intensity.dtype)
-        low, high = float(info.min), float(info.max)
-    return {
-        "label": f"channel {index}",
-        "color": "FFFFFF",
-        "active": True,
-        "inverted": intensity.black > intensity.white,
-        "window": {"start": start, "end": end, "min": low, "max": high},
-    }
-
-
 def shard_regions(level: Level) -> Iterator[tuple[Index, Region]]:
     """Index and region of every shard of a level, clipped to its shape, last axis fastest."""
     counts = [math.ceil(n / s) for n, s in zip(level.shape, level.shard, strict=True)]
@@ -218,8 +189,13 @@ def shard_region(level: Level, index: Index) -> Region:
     return tuple(slice(i * s, min((i + 1) * s, n)) for i, s, n in zip(index, level.shard, level.shape, strict=True))
 
 
+def image_place(target: Place, image: str) -> Place:
+    """Where an image of a result is kept: the result itself, or a group inside it that has the image's name."""
+    return target.child(image) if image else target
+
+
 def shard_key(level: Level, index: Index) -> str:
-    """Where a shard is stored in the group."""
+    """Where a shard is stored in the group of its image."""
     return "/".join((level.path, "c", *map(str, index)))
 
 
@@ -239,9 +215,14 @@ def encode_shard(level: Level, data: NDArray[Any]) -> bytes:
 
 
 def write_shard(target: Place, level: Level, index: Index, data: NDArray[Any]) -> str:
-    """Write one whole shard, to last, and return the digest of its bytes.
+    """Write one whole shard of one image, to last, and return the digest of its bytes.
 
     A shard of zeros is stored too: what is not there was not computed.
+
+    Args:
+        target: the place of the image.
+        level, index: which shard it is.
+        data: its samples.
 
     Raises:
         ValueError: `data` is not the whole shard.
@@ -255,9 +236,20 @@ def write_shard(target: Place, level: Level, index: Index, data: NDArray[Any]) -
     return hashlib.blake2b(stored, digest_size=16).hexdigest()
 
 
+def joint_digest(digests: Sequence[str]) -> str:
+    """One digest for the shards of all images, in their order; of one image it is that of its shard."""
+    return digests[0] if len(digests) == 1 else hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
 def shard_digest(target: Place, level: Level, index: Index) -> str | None:
-    """BLAKE2 of a shard's stored bytes; None when it is not there."""
-    return target.digest(shard_key(level, index))
+    """`joint_digest` of the stored bytes, as BLAKE2, of a shard of all images; None when one of them is not there."""
+    key, found = shard_key(level, index), list[str]()
+    for image in level.images:
+        digest = image_place(target, image).digest(key)
+        if digest is None:
+            return None
+        found.append(digest)
+    return joint_digest(found)
 
 
 def stored_job(target: Place) -> dict[str, Any] | None:
@@ -274,7 +266,7 @@ def stored_job(target: Place) -> dict[str, Any] | None:
 
 
 def averaged_shard(target: Place, finer: Level, level: Level, index: Index, *, intensity: Intensity) -> NDArray[Any]:
-    """One shard of `level`, averaged from the level below it chunk by chunk.
+    """One shard of `level` of the image at `target`, averaged from the level below it chunk by chunk.
 
     In memory are the shard and the compressed bytes of one shard of the finer level (of a few where a shard is an odd
     number of chunks).
@@ -318,6 +310,12 @@ class _FinerChunks:
         """Have the shards that a region touches, and no other."""
         self._held = {index: self._held.get(index) or self._open(index) for index in self.shards(region)}
 
+    def open(self, index: Index) -> None:
+        """Have the shard that a chunk is in; of the others the few that were asked for last stay."""
+        shard = tuple(i * c // s for i, c, s in zip(index, self._level.chunk, self._level.shard, strict=True))
+        reader = self._held.pop(shard, None) or self._open(shard)
+        self._held = dict([*self._held.items()][1 - HELD :]) | {shard: reader}
+
     def _open(self, index: Index) -> codec.ShardReader:
         key = shard_key(self._level, index)
         stored = self._target.get(key)
@@ -337,45 +335,30 @@ class _FinerChunks:
             raise OSError(errno.EIO, str(error), f"{self._target.name}/{shard_key(self._level, shard)}") from error
 
 
-def is_whole(target: Place, levels: Sequence[Level]) -> bool:
-    """Whether every shard of every level is stored."""
-    stored = set(target.keys())
-    return all(shard_key(level, index) in stored for level in levels for index, _ in shard_regions(level))
+def finished_level(target: Place, level: Level, intensity: Intensity) -> BlockArray:
+    """A level whose shards are all written, as a lazy array; no metadata is asked for.
 
+    In memory are the compressed bytes of the shards that the last region touched, and the last chunks.
 
-def average(data: NDArray[Any], step: Factor, *, intensity: Intensity | None = None) -> NDArray[Any]:
-    """Area average over blocks of `step` (1 or 2 for each axis), same dtype; integers are rounded.
-
-    The last block along an axis of odd size is an average over what is there. Holes (NaN, and the padding of
-    `intensity`) are left out of an average; a block of holes only keeps the value of its first.
+    Raises:
+        OSError: when it is read: a shard is not there, or is damaged.
     """
-    exact = np.dtype(np.float32 if data.dtype.kind in "iu" and data.dtype.itemsize <= 2 else np.float64)
-    holes = intensity.holes(data) if intensity is not None and intensity.may_have_holes else None
-    if holes is not None and holes.any():
-        total, count = data.astype(exact), (~holes).astype(exact)
-        total[holes] = 0
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = _means(total, step, exact) / _means(count, step, exact)
-        mean = np.where(np.isnan(mean), data[tuple(slice(None, None, s) for s in step)], mean)
-    else:
-        mean = _means(data, step, exact)
-    if data.dtype.kind in "iu":
-        mean = np.rint(mean)
-    result: NDArray[Any] = mean.astype(data.dtype)
-    return result
+    chunks = _FinerChunks(target, level, intensity.dtype)
+    keep = math.prod(level.chunk) * intensity.dtype.itemsize
+
+    def load(index: Index) -> NDArray[Any]:
+        chunks.open(index)
+        return chunks(index)
+
+    return BlockArray(level.shape, intensity.dtype, block=level.chunk, load=load, keep=keep)
 
 
-def _means(values: NDArray[Any], step: Factor, exact: np.dtype[Any]) -> NDArray[Any]:
-    """Means of pairs along each axis of step 2, a last single value as it is; exact, since only halved."""
-    for axis, s in enumerate(step):
-        if s > 1:
-            along = np.moveaxis(values, axis, 0)
-            pairs = len(along) // 2
-            shape = list(values.shape)
-            shape[axis] -= pairs
-            values = np.empty(shape, exact)
-            into = np.moveaxis(values, axis, 0)
-            np.add(along[: 2 * pairs : 2], along[1::2], out=into[:pairs], dtype=exact)
-            into[:pairs] *= exact.type(0.5)
-            into[pairs:] = along[2 * pairs :]
-    return values
+def is_whole(target: Place, levels: Sequence[Level]) -> bool:
+    """Whether every shard of every level is stored, of all images."""
+    stored = set(target.keys())
+    return all(
+        (f"{image}/" if image else "") + shard_key(level, index) in stored
+        for level in levels
+        for image in level.images
+        for index, _ in shard_regions(level)
+    )

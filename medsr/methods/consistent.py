@@ -18,7 +18,7 @@ from medsr.upscaler import Composed, Run, Upscaler, describe
 if TYPE_CHECKING:
     from medsr.scan import Scan
 
-__all__ = ["Consistent", "FindsDegradation", "KnowsDegradation", "found_by"]
+__all__ = ["Consistent", "ExpectsDegradation", "FindsDegradation", "KnowsDegradation", "expected_by", "found_by"]
 
 GRAY = 0.5
 """Unit intensity at which the noise of photons is taken: the middle of the line."""
@@ -42,6 +42,34 @@ class FindsDegradation(Protocol):
     def found_degradation(self) -> Known | None:
         """What it found; None: nothing, or not yet."""
         ...
+
+
+@runtime_checkable
+class ExpectsDegradation(Protocol):
+    """An upscaler that was trained for a range of degradations."""
+
+    @property
+    def expected_degradation(self) -> DegradationRange:
+        """The range."""
+        ...
+
+
+def expected_by(upscaler: Upscaler) -> Known | DegradationRange | None:
+    """How a method, or what it is made of, takes its scan to have been degraded.
+
+    What it found out, was told or assumes, or was trained for, in this order; None where nothing is known of it, or its
+    parts disagree.
+    """
+    if isinstance(upscaler, FindsDegradation) and (found := upscaler.found_degradation) is not None:
+        return found
+    if isinstance(upscaler, KnowsDegradation) and (told := upscaler.degradation) is not None:
+        return told
+    if isinstance(upscaler, ExpectsDegradation):
+        return upscaler.expected_degradation
+    if not isinstance(upscaler, Composed):
+        return None
+    known = {repr(each): each for part in upscaler.parts if (each := expected_by(part)) is not None}
+    return next(iter(known.values())) if len(known) == 1 else None
 
 
 def found_by(upscaler: Upscaler) -> Known | None:

@@ -134,17 +134,19 @@ class Ensemble(nn.Module):
         Raises:
             ValueError: there is a single member.
         """
-        count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        count, total = 0, torch.zeros((), dtype=torch.float64, device=low.device)
+        mean, squares = total, total
         for fine in self._estimates(low, self.parts if runs is None else runs):
-            count += 1
-            step = fine.double() - mean.to(fine.device)
-            mean = mean.to(fine.device) + step / count  # Welford 1962, doi:10.1080/00401706.1962.10490022
-            squares = squares.to(fine.device) + step * (fine - mean)
+            count, fine = count + 1, fine.double()
+            step = fine - mean
+            mean = mean + step / count  # Welford 1962, doi:10.1080/00401706.1962.10490022
+            squares = squares + step * (fine - mean)
+            total = total + fine  # the mean is that of `around` to the last bit
         if count < 2:
             raise ValueError(
                 f"{self!r}: expected two or more members for a deviation, found {count}; use flips or more checkpoints"
             )
-        return mean.to(_kept(low)), (squares / (count - 1)).sqrt().to(_kept(low))
+        return (total / count).to(_kept(low)), (squares / (count - 1)).sqrt().to(_kept(low))
 
     def _estimates(self, low: Tensor, runs: Sequence[Run]) -> Iterator[Tensor]:
         """One estimate at a time, held as the scan is."""

@@ -12,7 +12,10 @@ from medsr.methods.layers import convolve
 from medsr.methods.shuffle import icnr_, pixel_shuffle
 from medsr.scan import Factor
 
-__all__ = ["Widths", "pinball", "pixel_unshuffle"]
+__all__ = ["SHARE", "Widths", "both_ends_loss", "pinball", "pixel_unshuffle"]
+
+SHARE = 0.1
+"""Of samples that are to lie outside of the intervals before any calibration, half of them on either side."""
 
 
 class Widths(nn.Module):
@@ -126,3 +129,19 @@ def pinball(quantile: Tensor, truth: Tensor, share: float) -> Tensor:
     """
     above = truth - quantile
     return torch.maximum(share * above, (share - 1) * above).mean()
+
+
+def both_ends_loss(widths: Widths, low: Tensor, estimate: Tensor, truth: Tensor, *, share: float = SHARE) -> Tensor:
+    """Pinball loss of both ends: least where share / 2 of the truth lies below the lower and above the upper one.
+
+    Args:
+        widths: tells the distances of the ends from the estimate.
+        low: (n, 1, *size).
+        estimate, truth: (n, 1, *size * factor), in its units.
+        share: of samples that are to lie outside.
+
+    References:
+        A. N. Angelopoulos et al., 2022, quantile regression, arXiv:2202.05265.
+    """
+    down, up = widths(low, estimate)
+    return pinball(estimate - down, truth, share / 2) + pinball(estimate + up, truth, 1 - share / 2)

@@ -54,7 +54,7 @@ def learner(optimizer: torch.optim.Optimizer, backward: Callable[[Tensor], None]
 
 
 def alternate(
-    generator: nn.Module,
+    generator: Callable[[Tensor], Tensor],
     discriminator: nn.Module,
     pairs: Pairs,
     *,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
 
 from medsr.methods.ikc import IkcNetwork
 from medsr.methods.network import Network
@@ -26,17 +27,28 @@ from medsr.training.runlog import Report, RunLog
 from medsr.training.validation import Crop, measure, picture
 from medsr.upscaler import Run
 
-__all__ = ["Averaged", "Keeper", "RandomNumbers", "Validation"]
+__all__ = ["Averaged", "Keeper", "RandomNumbers", "Validation", "follow_"]
 
 PICTURED = 3
 """Held-out crops that are pictured, at most; a new validation replaces the pictures of the one before."""
 
 
-class Averaged(Callback):
-    """The network whose weights are the exponential moving average of the training's; the one that is kept.
+@torch.no_grad()
+def follow_(kept: nn.Module, learned: nn.Module, *, decay: float, step: int) -> None:
+    """Move averaged weights towards those of step `step` (from 0).
 
     The average starts short and grows to `decay`, so that a short training is not held back by its first steps:
     after step n the decay is min(decay, (1 + n) / (10 + n)).
+    """
+    now = min(decay, (1 + step) / (10 + step)) if decay else 0.0
+    for average, weight in zip(kept.parameters(), learned.parameters(), strict=True):
+        average.lerp_(weight, 1 - now)
+    for held, buffer in zip(kept.buffers(), learned.buffers(), strict=True):
+        held.copy_(buffer)
+
+
+class Averaged(Callback):
+    """The network whose weights are the exponential moving average of the training's (`follow_`); the one that is kept.
 
     Attributes:
         network: in eval mode, without gradients.
@@ -50,17 +62,12 @@ class Averaged(Callback):
         """Move to where the training is."""
         self.network.to(pl_module.device)
 
-    @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the average towards the weights of this step."""
         phase: Phase = pl_module  # type: ignore[assignment]
-        decay = min(self._decay, (1 + batch_idx) / (10 + batch_idx)) if self._decay else 0.0
-        for kept, weight in zip(self.network.parameters(), phase.network.parameters(), strict=True):
-            kept.lerp_(weight, 1 - decay)
-        for held, buffer in zip(self.network.buffers(), phase.network.buffers(), strict=True):
-            held.copy_(buffer)
+        follow_(self.network, phase.network, decay=self._decay, step=batch_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights."""

@@ -61,7 +61,8 @@ def measure_halos(
         halo = with_margin(network, halos)
         if name == BEST:
             log.info("%s", _line(network, halos, halo))
-        save_checkpoint(folder / name, network, kept.recipe, kept.card.model_copy(update={"halo": halo}))
+        card = kept.card.model_copy(update={"halo": halo})
+        save_checkpoint(folder / name, network, kept.recipe, card, widths=kept.widths)
 
 
 def _line(network: Network, halos: Sequence[tuple[int, ...]], halo: tuple[int, ...]) -> str:

@@ -20,7 +20,7 @@ Batches = Sequence[tuple[Tensor, ...]]
 
 def correct(
     network: IkcNetwork, batches: Batches, *, learn_predictor: Learn, learn_corrector: Learn
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """One round: the predictor learns the codes of coarse patches, then the corrector, as often as the network
     corrects, what is left of the error; the network's estimates carry no gradient.
 
@@ -28,7 +28,8 @@ def correct(
         batches: coarse patches, fine patches and blur kernels, once for each batch whose gradients are added up.
 
     Returns:
-        The mean squared error of the predicted codes, of the corrected ones over all corrections, and of the last.
+        The mean squared error of the predicted codes, of the corrected ones over all corrections, and of the last; and
+        the last codes themselves, for each batch.
 
     References:
         J. Gu et al., "Blind super-resolution with iterative kernel correction", 2019, equations 3, 5 and 6,
@@ -60,7 +61,7 @@ def correct(
         last = learn_corrector(correction_losses())
         total = total + last / network.corrections
         held = found
-    return predicted, total, last
+    return predicted, total, last, held
 
 
 def to_learn(network: IkcNetwork, *, blur: bool) -> None:

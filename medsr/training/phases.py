@@ -38,6 +38,7 @@ class PixelPhase(LightningModule):
     Attributes:
         figures: of the last step: loss and step size.
         step: number of the step at work, from 0.
+        estimates: of the last step, without gradients, for each batch whose gradients were added up.
     """
 
     name: PhaseName = "pixel"
@@ -52,6 +53,7 @@ class PixelPhase(LightningModule):
         self.steps = recipe.training.pixel_steps
         self.figures: dict[str, float] = {}
         self.step = 0
+        self.estimates: list[Tensor] = []
         self._pixel = _pixel_loss(recipe.method)
 
     def configure_optimizers(self) -> Optimizer:
@@ -64,10 +66,13 @@ class PixelPhase(LightningModule):
         optimizer = cast("LightningOptimizer", self.optimizers())
         rate = set_rate(optimizer, self.recipe.training, self.recipe.training.learning_rate, batch_idx / self.steps)
         pairs = parts_of(batch, self.recipe.training)
+        self.estimates = []
 
         def losses() -> Iterator[Tensor]:
             for low, high, *kernel in pairs:
-                yield self._pixel(self._estimate(low, kernel), high) / len(pairs)
+                estimate = self._estimate(low, kernel)
+                self.estimates.append(estimate.detach())
+                yield self._pixel(estimate, high) / len(pairs)
 
         loss = learner(cast("Optimizer", optimizer), self.manual_backward)(losses())
         self.figures = {"loss": float(loss), "rate": rate}
@@ -94,6 +99,7 @@ class AdversarialPhase(LightningModule):
     Attributes:
         figures: of the last step: the losses of both players and the step size.
         step: number of the step at work, from 0.
+        estimates: of the last step, without gradients, for each batch whose gradients were added up.
     """
 
     name: PhaseName = "adversarial"
@@ -108,6 +114,7 @@ class AdversarialPhase(LightningModule):
         self.steps = recipe.training.adversarial_steps
         self.figures: dict[str, float] = {}
         self.step = 0
+        self.estimates: list[Tensor] = []
         self._adversary = adversary_of(method.adversary)
         self._adversarial_weight = method.adversarial_weight
         # A feature network stays out of the module's parameters: it is neither averaged, nor saved, nor learned.
@@ -129,10 +136,18 @@ class AdversarialPhase(LightningModule):
         g_optimizer, d_optimizer = cast("list[LightningOptimizer]", self.optimizers())
         for optimizer in (g_optimizer, d_optimizer):
             rate = set_rate(optimizer, training, training.adversarial_learning_rate, batch_idx / self.steps)
+        pairs = cast("Sequence[tuple[Tensor, Tensor]]", parts_of(batch, training))
+        made: list[Tensor] = []
+
+        def generator(low: Tensor) -> Tensor:
+            estimate: Tensor = self.network(low)
+            made.append(estimate.detach())
+            return estimate
+
         d_loss, g_loss = alternate(
-            self.network,
+            generator,
             self.discriminator,
-            cast("Sequence[tuple[Tensor, Tensor]]", parts_of(batch, training)),
+            pairs,
             adversary=self._adversary,
             adversarial_weight=self._adversarial_weight,
             other_loss=self._other,
@@ -140,6 +155,7 @@ class AdversarialPhase(LightningModule):
             learn_discriminator=learner(cast("Optimizer", d_optimizer), self.manual_backward),
             learn_generator=learner(cast("Optimizer", g_optimizer), self.manual_backward),
         )
+        self.estimates = made[-len(pairs) :]  # several batches are upscaled twice, once in each player's turn
         self.figures = {"loss": float(g_loss), "discriminator_loss": float(d_loss), "rate": rate}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -157,6 +173,8 @@ class CorrectionPhase(LightningModule):
     Attributes:
         figures: of the last step: mean squared errors of the codes, and the step size.
         step: number of the step at work, from 0.
+        estimates: of the last step, told the blurs that were found, for each batch whose gradients were added up; none
+            where no widths learn from them.
     """
 
     name: PhaseName = "correction"
@@ -170,6 +188,7 @@ class CorrectionPhase(LightningModule):
         self.steps = recipe.training.correction_steps
         self.figures: dict[str, float] = {}
         self.step = 0
+        self.estimates: list[Tensor] = []
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Adam for each of the two."""
@@ -184,15 +203,19 @@ class CorrectionPhase(LightningModule):
         p_optimizer, c_optimizer = cast("list[LightningOptimizer]", self.optimizers())
         for optimizer in (p_optimizer, c_optimizer):
             rate = set_rate(optimizer, training, training.learning_rate, batch_idx / self.steps)
-        predicted, corrected, last = correct(
+        pairs = parts_of(batch, training)
+        predicted, corrected, last, codes = correct(
             self.network,
-            parts_of(batch, training),
+            pairs,
             learn_predictor=learner(cast("Optimizer", p_optimizer), self.manual_backward),
             learn_corrector=learner(cast("Optimizer", c_optimizer), self.manual_backward),
         )
         self.figures = {
             "loss": float(corrected), "predicted_loss": float(predicted), "corrected_loss": float(last), "rate": rate
         }  # fmt: skip
+        if training.widths:
+            with torch.no_grad():
+                self.estimates = [self.network.sftmd(low, code) for (low, *_), code in zip(pairs, codes, strict=True)]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Limit the gradient; in half precision it is unscaled by now."""

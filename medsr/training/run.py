@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from medsr.card import TrainingCard
-from medsr.checkpoint import build_network, load_checkpoint, load_upscaler
+from medsr.checkpoint import Checkpoint, build_network, load_checkpoint, load_upscaler
 from medsr.config import dump_config
 from medsr.methods.ikc import IkcNetwork
 from medsr.methods.network import Network
@@ -39,6 +39,7 @@ from medsr.training.runlog import Report, RunLog
 from medsr.training.start import expect_blurs, start_from
 from medsr.training.survey import Split, blank_card, split_scans
 from medsr.training.validation import Crop, held_out_crops
+from medsr.training.widths import LearnedBeside, first_widths
 
 __all__ = ["TrainingError", "train"]
 
@@ -184,6 +185,10 @@ def _run_phase(run: Run, name: PhaseName, steps: dict[str, int], begun: Notes | 
     phase, loader = _build_phase(run, name, number, begun=begun is not None)
     parents = _parents(run, name, begun=begun is not None)
     averaged = Averaged(phase.network, decay=recipe.training.ema)
+    beside = None
+    if recipe.training.widths:
+        before = None if begun is not None else _checkpoint_before(run, name)
+        beside = LearnedBeside(first_widths(before, recipe), recipe.training)
     report = Report(run.runlog, every=recipe.training.validate_every_steps)
     validation = Validation(
         averaged,
@@ -211,12 +216,13 @@ def _run_phase(run: Run, name: PhaseName, steps: dict[str, int], begun: Notes | 
     def keep(done: int) -> None:
         figures = {k: v for k, v in validation.figures.items() if math.isfinite(v)} if validation.fresh else {}
         done_so_far = {"steps": {**steps, name: done}, "validation": figures, "parents": parents}
-        card = run.card.model_copy(update=done_so_far)
+        widths = None if beside is None else beside.kept
+        card = run.card.model_copy(update={**done_so_far, "widths": None if beside is None else beside.facts})
         best = validation.fresh and (validation.is_best or name == "adversarial")
-        keep_weights(run.folder, averaged.network, recipe, card=card, phase=name, best=best)
+        keep_weights(run.folder, averaged.network, recipe, widths=widths, card=card, phase=name, best=best)
 
     keeper = Keeper(run.folder / RESUME, notes=notes, keep=keep, validation=validation)
-    callbacks = [averaged, RandomNumbers(), report, validation, keeper]
+    callbacks = [averaged, *([] if beside is None else [beside]), RandomNumbers(), report, validation, keeper]
     trainer = build_trainer(run.place, recipe, name, callbacks=callbacks, folder=run.folder)
     state = None if begun is None else run.folder / RESUME
     try:
@@ -280,16 +286,21 @@ def _first_weights(run: Run, name: PhaseName) -> Network:
     return network
 
 
+def _checkpoint_before(run: Run, name: PhaseName) -> Checkpoint | None:
+    """The weights a phase starts from: the best of the pixel phase, those the recipe starts from, or none."""
+    training = run.recipe.training
+    if name != "pixel" and training.pixel_steps > 0:
+        return load_checkpoint(run.folder / PIXEL)
+    return None if training.start is None else load_checkpoint(load_upscaler(training.start).path)
+
+
 def _parents(run: Run, name: PhaseName, *, begun: bool) -> tuple[str, ...]:
     """SHA-256 of the weights a phase started from; of a phase gone on with, whose start may be gone, as it was kept."""
     training = run.recipe.training
-    if name != "pixel" and training.pixel_steps > 0:
-        return (load_checkpoint(run.folder / PIXEL).sha256,)
-    if training.start is None:
-        return ()
-    if begun:
+    if begun and training.start is not None and (name == "pixel" or training.pixel_steps == 0):
         return load_checkpoint(run.folder / LAST).card.parents if (run.folder / LAST).exists() else ()
-    return (load_checkpoint(load_upscaler(training.start).path).sha256,)
+    before = _checkpoint_before(run, name)
+    return () if before is None else (before.sha256,)
 
 
 def _gray(dataset: PatchDataset, recipe: Recipe) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from medsr.card import TrainingCard
 from medsr.checkpoint import load_checkpoint, save_checkpoint
 from medsr.methods.network import Network
+from medsr.methods.widths import Widths
 from medsr.recipe import Recipe
 from medsr.training.errors import TrainingError
 from medsr.training.phases import PhaseName
@@ -41,17 +42,24 @@ def claim_folder(folder: Path, *, resume: bool) -> None:
 
 
 def keep_weights(
-    folder: Path, network: Network, recipe: Recipe, *, card: TrainingCard, phase: PhaseName, best: bool
+    folder: Path,
+    network: Network,
+    recipe: Recipe,
+    *,
+    widths: Widths | None,
+    card: TrainingCard,
+    phase: PhaseName,
+    best: bool,
 ) -> None:
-    """Write weights that can be used: `last.ckpt` always; `best.ckpt` where they are it, and then in the pixel phase
-    `pixel.ckpt` too, where another phase follows, which starts from it."""
+    """Write weights that can be used, and the widths that learned beside them: `last.ckpt` always; `best.ckpt` where
+    they are it, and then in the pixel phase `pixel.ckpt` too, where another phase follows, which starts from it."""
     training = recipe.training
     # The path it started from is nobody else's business.
     recipe = recipe.model_copy(update={"training": training.model_copy(update={"start": None})})
-    save_checkpoint(folder / LAST, network, recipe, card)
+    save_checkpoint(folder / LAST, network, recipe, card, widths=widths)
     if not best:
         return
-    save_checkpoint(folder / BEST, network, recipe, card)
+    save_checkpoint(folder / BEST, network, recipe, card, widths=widths)
     if phase == "pixel" and training.adversarial_steps + training.correction_steps > 0:
         part = folder / f".{PIXEL}.part"
         shutil.copyfile(folder / BEST, part)
@@ -69,7 +77,7 @@ def finish_folder(folder: Path, *, adversarial: bool) -> None:
         kept = load_checkpoint(folder / name)
         if not kept.card.finished:
             card = kept.card.model_copy(update={"finished": True})
-            save_checkpoint(folder / name, kept.network, kept.recipe, card)
+            save_checkpoint(folder / name, kept.network, kept.recipe, card, widths=kept.widths)
     figures = load_checkpoint(folder / BEST).card.validation
     known = {"psnr_db", "psnr_db_cubic"} <= figures.keys()
     behind = figures["psnr_db_cubic"] - figures["psnr_db"] if known else 0.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from medsr.upscaler import Composed, Run, Upscaler, describe
 if TYPE_CHECKING:
     from medsr.scan import Factor, Scan
 
-__all__ = ["Bound", "Distances", "LearnedWidths", "SpreadWidths", "gain_of", "trained_in"]
+__all__ = ["Bound", "Distances", "Interval", "LearnedWidths", "SpreadWidths", "estimating", "gain_of", "trained_in"]
 
 Side = Literal["lower", "upper"]
 
@@ -232,6 +233,94 @@ class Bound(nn.Module):
     def __repr__(self) -> str:
         turned = " (reversed)" if self.reversed else ""
         return f"{self.side}{turned} end of intervals, {self.promise}, {self._scaling:.6g} times {self.method!r}"
+
+
+class Interval(nn.Module):
+    """The estimate with the lower and the upper end of its intervals, at once: the method is run once for all three.
+
+    Lower means lower stored values, as of `Bound`.
+
+    Args:
+        method: estimate and distances.
+        scaling: what the distances are multiplied by, from a calibration.
+        promise: what is promised, in words, for the history.
+        terms: the same and what it rests on, kept beside each image; plain JSON.
+
+    Attributes:
+        images: "" is the estimate.
+        factor, halo: those of the method.
+    """
+
+    images = ("", "lower", "upper")
+
+    def __init__(
+        self,
+        method: Distances,
+        *,
+        scaling: float = 1.0,
+        promise: str = "not calibrated",
+        terms: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.method, self.promise = method, promise
+        self.terms: dict[str, Any] = {"words": promise} if terms is None else dict(terms)
+        self.factor: Factor = tuple(method.factor)
+        self.halo: tuple[int, ...] = tuple(method.halo)
+        self.reversed = False
+        # Decides the numbers as weights do, hence belongs to what `fingerprint` reads.
+        self.register_buffer("scaling", torch.tensor(float(scaling), dtype=torch.float64))
+        self._scaling = float(scaling)
+        self.eval()
+
+    @property
+    def parts(self) -> tuple[Upscaler, ...]:
+        """Those of the method."""
+        return self.method.parts
+
+    def adapt(self, scan: Scan) -> Self:
+        """The method adapted to the scan."""
+        method = self.method.adapt(scan)
+        turned = scan.intensity.black > scan.intensity.white
+        if method is self.method and turned == self.reversed:
+            return self
+        adapted = type(self)(method, scaling=self._scaling, promise=self.promise, terms=self.terms)
+        adapted.reversed = turned
+        return adapted
+
+    def forward(self, low: Tensor) -> Tensor:
+        """(n, 1, *size) in unit intensity to (n, 3, *size * factor), float32: estimate, lower and upper end."""
+        return self.around(low, self.parts)
+
+    def around(self, low: Tensor, runs: Sequence[Run]) -> Tensor:
+        """Estimate and ends from `runs` of the parts; shapes as in `forward`."""
+        estimate, down, up = self.method.distances(low, runs)
+        ends = [estimate - self._scaling * down, estimate + self._scaling * up]
+        return torch.cat([estimate, *(reversed(ends) if self.reversed else ends)], 1)
+
+    def alone(self) -> tuple[Upscaler, ...]:
+        """The upscaler that makes the estimate, and each `Bound`."""
+        sides: tuple[Side, Side] = ("lower", "upper")
+        ends = [Bound(self.method, side, scaling=self._scaling, promise=self.promise) for side in sides]
+        for end in ends:
+            end.reversed = self.reversed
+        return estimating(self.method), *ends
+
+    def attributes(self, image: str) -> dict[str, Any]:
+        """The promise, and which end an image is; beside the estimate, where its ends are."""
+        place = {"end": image} if image else {name: name for name in self.images if name}
+        return {"intervals": {**place, "promise": self.terms}}
+
+    def __repr__(self) -> str:
+        turned = " (reversed)" if self.reversed else ""
+        line = f"estimate with intervals{turned}, {self.promise}, {self._scaling:.6g} times {self.method!r}"
+        return f"{line}\n{json.dumps(self.terms, sort_keys=True)}"
+
+
+def estimating(method: Distances) -> Upscaler:
+    """The upscaler that makes the estimate the distances are of."""
+    if isinstance(method, (LearnedWidths, SpreadWidths)):
+        return method.inner
+    return method.parts[0]
 
 
 def trained_in(upscaler: Upscaler) -> tuple[TrainedUpscaler, ...]:

@@ -17,7 +17,7 @@ from medsr.engines import REFERENCE, build_engine
 from medsr.io import NoImageError, Source, find_all, read_scan
 from medsr.io.digest import input_digest
 from medsr.io.pseudonyms import unnamed
-from medsr.methods.widths import Widths, pinball
+from medsr.methods.widths import SHARE, Widths, both_ends_loss
 from medsr.plan import Device, torch_device
 from medsr.scan import ScanError
 from medsr.tiles import plan_tiles
@@ -69,7 +69,7 @@ def fit_widths(
     *,
     steps: int = 1000,
     seed: int = 0,
-    share: float = 0.1,
+    share: float = SHARE,
     patches: int = 256,
     features: int = 16,
     blocks: int = 2,
@@ -218,16 +218,11 @@ def _learn(
         flips = [2 + axis for axis in range(dims) if torch.rand(1, generator=generator) < 0.5]
         low, estimate, truth = (part[pick.to(part.device)].flip(flips) for part in patches)
         optimizer.zero_grad()
-        _loss(widths, low, estimate, truth, share).backward()  # type: ignore[no-untyped-call]
+        loss = both_ends_loss(widths, low, estimate, truth, share=share)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(widths.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-
-
-def _loss(widths: Widths, low: Tensor, estimate: Tensor, truth: Tensor, share: float) -> Tensor:
-    """Pinball loss of both ends."""
-    down, up = widths(low, estimate)
-    return pinball(estimate - down, truth, share / 2) + pinball(estimate + up, truth, 1 - share / 2)
 
 
 @torch.no_grad()
@@ -235,7 +230,7 @@ def _loss_over(widths: Widths, patches: _Patches, share: float) -> float:
     losses = []
     for first in range(0, len(patches.low), BATCH):
         low, estimate, truth = (part[first : first + BATCH] for part in patches)
-        losses.append(float(_loss(widths, low, estimate, truth, share)) * len(low))
+        losses.append(float(both_ends_loss(widths, low, estimate, truth, share=share)) * len(low))
     return sum(losses) / len(patches.low)
 
 

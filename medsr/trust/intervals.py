@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from medsr.methods.widths import Widths
 from medsr.plan import Device
 from medsr.trust.calibration import Calibration, Coverage, calibrate, group_of, measure_curves, pooled
 from medsr.trust.curves import SCALINGS, Over
-from medsr.trust.distances import Bound, Distances, LearnedWidths, SpreadWidths
+from medsr.trust.distances import Bound, Distances, Interval, LearnedWidths, SpreadWidths, estimating
 from medsr.trust.fitting import fit_widths
 from medsr.upscaler import Upscaler
 
@@ -34,6 +35,8 @@ FILE = "intervals.safetensors"
 FORMAT = 1
 
 Note = Callable[[str], None]
+Kind = Literal["auto", "trained", "spread"]
+"""Which distances are calibrated where no scans to learn from are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,24 @@ class Intervals:
     @property
     def upscaler(self) -> Upscaler:
         """The upscaler that makes the estimate between the ends."""
-        if isinstance(self.method, (LearnedWidths, SpreadWidths)):
-            return self.method.inner
-        return self.method.parts[0]
+        return estimating(self.method)
+
+    @property
+    def together(self) -> Interval:
+        """Estimate and both ends at once, which `upscale_folder` writes into one result; the network runs once."""
+        promised = self.calibration
+        terms = {
+            "words": promised.promise,
+            "share": round(1 - promised.alpha, 12),
+            "confidence": round(1 - promised.delta, 12),
+            "over": promised.over,
+            "scans": promised.coverage.scans,
+            "groups": promised.coverage.groups,
+            "grouped": promised.grouped,
+            "distances": promised.kind,
+            "scaling": promised.scaling,
+        }
+        return Interval(self.method, scaling=promised.scaling, promise=promised.promise, terms=terms)
 
     def bounds(self, low: Tensor, estimate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Lower and upper end of a tile, not clipped; the promise holds for them rounded to the stored type.
@@ -205,6 +223,7 @@ def calibrate_run(
     paths: Path | str | Sequence[Path | str],
     *,
     learn_from: Path | str | Sequence[Path | str] = (),
+    widths: Kind = "auto",
     alpha: float = 0.1,
     delta: float = 0.1,
     over: Over = "whole",
@@ -220,17 +239,24 @@ def calibrate_run(
     Args:
         run: a run folder, or a checkpoint file.
         paths: fine scans to calibrate on, seen by no training.
-        learn_from: fine scans that widths learn from (`fit_widths`), those of the training for instance; empty: the
-            spread of the run's flips and turns, which needs no scans, costs 4 to 16 estimates, and follows errors less.
+        learn_from: fine scans that widths learn from anew (`fit_widths`), instead of what `widths` says.
+        widths: "trained" are those that learned beside the network (`training.widths`); "spread" is that of the run's
+            flips and turns, which needs no training, costs 4 to 16 estimates, and follows errors less; "auto" the
+            trained ones where the checkpoint has some, else the spread.
         steps: of `fit_widths`.
         alpha, delta, over, degradation, group, device, memory, note: as in `calibrate`.
 
     Raises:
-        CheckpointError: no usable checkpoint.
-        ValueError, ScanError: as `calibrate` and `fit_widths`.
+        CheckpointError: no usable checkpoint, or no widths in it that are asked for.
+        ValueError: scans to learn from beside `widths`; and as `calibrate` and `fit_widths`.
+        ScanError: as these.
     """
     upscaler = load_upscaler(run)
     names = [learn_from] if isinstance(learn_from, (str, Path)) else list(learn_from)
+    if names and widths != "auto":
+        raise ValueError(
+            f"calibrate: expected scans to learn widths from, or widths that are {widths}, found both; leave one out"
+        )
     method: Distances
     learned: tuple[str, ...] = ()
     if names:
@@ -239,7 +265,7 @@ def calibrate_run(
         )
         method, learned = LearnedWidths(upscaler, fitted.widths), fitted.learned_from
     else:
-        method = SpreadWidths(Ensemble(upscaler))
+        method = _made(upscaler, widths, note)
     calibration = calibrate(
         method,
         paths,
@@ -255,6 +281,24 @@ def calibrate_run(
     )
     save_intervals(run, method, calibration)
     return Intervals(method, calibration)
+
+
+def _made(upscaler: TrainedUpscaler, widths: Kind, note: Note | None) -> Distances:
+    """Distances for which nothing has to be learned any more.
+
+    Raises:
+        CheckpointError: trained widths are asked for and there are none.
+    """
+    if widths != "spread" and upscaler.widths is not None:
+        return LearnedWidths(upscaler, copy.deepcopy(upscaler.widths))
+    if widths == "trained":
+        raise CheckpointError(
+            f"{upscaler.path}: expected widths that learned beside the network, found none; train with "
+            "training.widths: true, or give scans to learn them from (--learn-from)"
+        )
+    if widths == "auto" and note is not None:
+        note("the checkpoint has no widths of its own: the spread of flips and turns is calibrated")
+    return SpreadWidths(Ensemble(upscaler))
 
 
 def coverage(

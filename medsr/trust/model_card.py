@@ -142,7 +142,15 @@ def _training(checkpoint: Checkpoint, name: str) -> Iterable[Row]:
     yield "seed", str(recipe.seed)
     if card.blend is not None:
         yield "blend", f"{card.blend:g} of the second parent"
+    yield "widths for intervals", _widths_text(card)
     yield "software", ", ".join(f"{package} {version}" for package, version in card.versions.items()) or "not said"
+
+
+def _widths_text(card: TrainingCard) -> str:
+    if card.widths is None:
+        return "none learned beside it"
+    share = 100 * card.widths.share
+    return f"learned beside it over {card.widths.steps:,} steps, for {share:g} % outside before any calibration"
 
 
 def _figures(card: TrainingCard) -> Iterable[Row]:

@@ -11,12 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medsr.consistency.assumed import (
+    assumed_degradation,
+    assumed_noise,
+    degradation_words,
+    factor_between,
+    noise_variance,
+)
+from medsr.consistency.cells import cells_of, pooled, regions_of
 from medsr.io.lazy import BlockArray
 from medsr.scan import Factor, Intensity, Region, Scan
-from medsr.trust.cells import cells_of, pooled, regions_of
-from medsr.trust.noise_curve import NoiseCurve, estimate_noise, rounding_sd
 
 if TYPE_CHECKING:
+    from medsr.consistency.noise_curve import NoiseCurve
     from medsr.degradation import Degradation, DegradationRange, PoissonGaussian, SecondOrder
 
 __all__ = ["EXPECTED_BEYOND", "ConsistencyMap", "FlaggedRegion", "consistency_map"]
@@ -37,6 +44,8 @@ WORK = 1 << 22
 """Fine samples degraded at a time."""
 LISTED = 50
 """Regions that are kept, those with the largest peak first."""
+DOUBTED_RMS, DOUBTED_SHARE = 1.2, 0.01
+"""Figures from which a reader is warned: rms of z, and share of samples beyond 3 sigma."""
 
 Box = tuple[tuple[float, float] | None, ...]
 
@@ -90,6 +99,24 @@ class ConsistencyMap:
     noise: str
     degradation: str
 
+    def doubts(self) -> tuple[str, ...]:
+        """What of it asks for a look, in sentences; none if all is well."""
+        if not self.samples:
+            return ()
+        found = []
+        if self.found:
+            many = self.found > 1
+            found.append(
+                f"{self.found} region{'s' if many else ''} of the estimate contradict{'' if many else 's'} the "
+                "measured scan beyond 3 sigma"
+            )
+        if self.rms > DOUBTED_RMS or self.beyond > DOUBTED_SHARE:
+            found.append(
+                f"the estimate does not reproduce the measured scan: rms {self.rms:.2f} sigma, "
+                f"{100 * self.beyond:.2g} % beyond 3 sigma; the degradation or the noise may be another one"
+            )
+        return tuple(found)
+
     def describe(self) -> str:
         """One line for a history."""
         if not self.samples:
@@ -109,6 +136,7 @@ def consistency_map(
     *,
     degradation: Degradation | SecondOrder | DegradationRange | None = None,
     noise: PoissonGaussian | NoiseCurve | float | None = None,
+    work: int | None = None,
 ) -> ConsistencyMap:
     """Degrade an estimate again and compare it with the measured scan, sample by sample.
 
@@ -131,6 +159,7 @@ def consistency_map(
         noise: its model in unit intensity: `PoissonGaussian`, a `NoiseCurve`, or one standard deviation. None: that of
             a given `Degradation` that has one; else estimated from the scan itself by `estimate_noise`, for the middle
             of a range of noise is not the noise of this scan.
+        work: fine samples degraded at a time; None: about 4 million, some 200 MB.
 
     Raises:
         ValueError: shapes that are no whole multiples, or a degradation of another factor.
@@ -139,74 +168,25 @@ def consistency_map(
         A. Foi, M. Trimeche, V. Katkovnik, K. Egiazarian: Practical Poissonian-Gaussian noise modeling and fitting for
         single-image raw-data, 2008, equation 3, doi:10.1109/TIP.2008.2001399 (variance as a line of the signal).
     """
-    factor = _factor(low, estimate)
-    known = _degradation(degradation, factor, estimate)
-    model, words = _noise(noise, degradation, known, low)
-    block = _block(low.shape, known.factor)
+    factor = factor_between(low, estimate)
+    known = assumed_degradation(degradation, factor, estimate)
+    model, words = assumed_noise(noise, degradation, known, low)
+    block = _block(low.shape, known.factor, WORK if work is None else work)
     load = _Compared(low, estimate, known, model, block)
     itemsize = np.dtype(np.float32).itemsize
     data = BlockArray(low.shape, np.dtype(np.float32), block=block, load=load, keep=math.prod(block) * itemsize)
     scan = Scan(data, low.grid, Intensity(-BEYOND, BEYOND, np.dtype(np.float32), units="sigma"))
     sums = _Sums(scan, block)
-    return sums.result(scan, noise=words, degradation=_said(known, given=degradation is not None))
+    return sums.result(scan, noise=words, degradation=degradation_words(known, given=degradation is not None))
 
 
-def _factor(low: Scan, estimate: Scan) -> Factor:
-    if low.grid.axes != estimate.grid.axes or any(e % n for e, n in zip(estimate.shape, low.shape, strict=True)):
-        raise ValueError(
-            f"estimate: expected the axes {''.join(low.grid.axes)} and a whole multiple of {low.shape}, found "
-            f"{''.join(estimate.grid.axes)} and {estimate.shape}; give the scan the result was made of"
-        )
-    return tuple(e // n for e, n in zip(estimate.shape, low.shape, strict=True))
-
-
-def _degradation(
-    given: Degradation | SecondOrder | DegradationRange | None, factor: Factor, estimate: Scan
-) -> Degradation | SecondOrder:
-    from medsr.degradation import Degradation, DegradationRange
-
-    used = [i for i, f in enumerate(factor) if f > 1]
-    axes = max(2 if len(factor) > 1 else 1, len(factor) - used[0] if used else 0)
-    if given is None:
-        return Degradation(factor[-axes:])
-    if isinstance(given, DegradationRange):
-        return given.center(factor[-axes:], (estimate.grid.spacing_um or (None,) * len(factor))[-axes:])
-    own = tuple(given.factor)
-    if len(own) > len(factor) or (1,) * (len(factor) - len(own)) + own != factor:
-        raise ValueError(f"degradation: expected the factor {factor} between the scans, found {own}; give that of both")
-    return given
-
-
-def _noise(given: Any, asked: Any, known: Any, low: Scan) -> tuple[Any, str]:
-    """The noise model, and what to say of it."""
-    from medsr.degradation import DegradationRange, PoissonGaussian
-
-    if given is None and not isinstance(asked, DegradationRange) and isinstance(known.noise, PoissonGaussian):
-        given = known.noise
-    if given is None:
-        curve = estimate_noise(low)
-        return curve, f"noise estimated from the scan, {curve.describe(low.intensity)}"
-    if isinstance(given, NoiseCurve):
-        return given, f"noise given as a curve, {given.describe(low.intensity)}"
-    if isinstance(given, (int, float)):
-        if not (math.isfinite(given) and given >= 0):
-            raise ValueError(f"noise: expected a standard deviation of at least 0, found {given}")
-        given = PoissonGaussian(None, float(given))
-    return given, f"noise of {given!r}"
-
-
-def _said(known: Degradation | SecondOrder, *, given: bool) -> str:
-    text = repr(known)
-    return f"degraded by {text}" if given else f"degraded by {text} (assumed: the mean over each coarse sample)"
-
-
-def _block(shape: tuple[int, ...], factor: Factor) -> tuple[int, ...]:
+def _block(shape: tuple[int, ...], factor: Factor, work: int) -> tuple[int, ...]:
     """Coarse samples compared at a time; whole windows along y and x."""
     lead = len(shape) - len(factor)
     block = [1] * lead + list(shape[lead:])
     grown = math.prod(factor)
     least = [WINDOW if i >= len(block) - 2 else 1 for i in range(len(block))]
-    while math.prod(block) * grown > WORK:
+    while math.prod(block) * grown > work:
         long = [a for a in range(lead, len(block)) if block[a] > least[a]]
         if not long:
             break
@@ -241,7 +221,7 @@ class _Compared:
         stored = self.low.read(region)
         unit = self.low.intensity.to_unit(stored).astype(np.float64)
         unit[self.low.intensity.holes(stored)] = np.nan
-        spread = np.sqrt(self._variance(np.where(np.isfinite(mean), mean, 0.0)))
+        spread = np.sqrt(noise_variance(self.noise, np.where(np.isfinite(mean), mean, 0.0), self.low.intensity))
         return np.asarray((mean - unit) / spread, np.float32)
 
     @property
@@ -268,14 +248,6 @@ class _Compared:
             reached = ndimage.maximum_filter(holes, [2 * h + 1 for h in halo], mode="constant", cval=0)
             low = np.where(reached, np.nan, low)
         return np.asarray(low)
-
-    def _variance(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-        floor = rounding_sd(self.low.intensity) ** 2
-        if isinstance(self.noise, NoiseCurve):
-            return np.maximum(self.noise.sd(mean) ** 2, floor)  # what was estimated holds the rounding
-        import torch
-
-        return np.asarray(self.noise.variance(torch.from_numpy(mean)).numpy()) + floor
 
 
 class _Sums:
