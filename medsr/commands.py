@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 import medsr
-from medsr.arguments import ArgumentError, amount, exemplars_of, factor_of, need_paths, series_of
+from medsr.arguments import ArgumentError, amount, exemplars_of, factor_of, kind_named, need_paths, series_of
 from medsr.options import Blur, Debug, Device, FactorOption, Key, Library, Memory, Out, Paths, Series
-from medsr.screen import live, manners, print_blurs, print_means, say_where
+from medsr.screen import live, manners, print_audit, print_blurs, print_means, say_where
 
-__all__ = ["blend", "calibrate", "card", "compare", "estimate_blur", "report"]
+__all__ = ["audit", "blend", "calibrate", "card", "compare", "estimate_blur", "report"]
 
 
 def compare(
@@ -88,8 +88,11 @@ def calibrate(
     paths: Paths,
     learn_from: Annotated[
         list[Path] | None,
-        typer.Option("--learn-from", metavar="SCANS", help="Other scans to learn widths from; else spread over flips."),
+        typer.Option("--learn-from", metavar="SCANS", help="Other scans to learn widths from anew."),
     ] = None,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="Widths from the spread over flips; else those trained with the network.")
+    ] = False,
     alpha: Annotated[float, typer.Option("--alpha", help="Share of samples that may lie outside.")] = 0.1,
     delta: Annotated[float, typer.Option("--delta", help="Probability that more lie outside.")] = 0.1,
     foreground: Annotated[bool, typer.Option("--foreground", help="Promise for tissue or signal only.")] = False,
@@ -108,6 +111,7 @@ def calibrate(
                 run,
                 paths,
                 learn_from=learn_from or (),
+                widths="spread" if spread else "auto",
                 alpha=alpha,
                 delta=delta,
                 over="foreground" if foreground else "whole",
@@ -117,6 +121,52 @@ def calibrate(
                 note=note,
             )
         typer.echo(str(made.calibration))
+
+
+def audit(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of medsr train, or a checkpoint file.")],
+    paths: Paths,
+    out: Out,
+    kind: Annotated[
+        str, typer.Option("--kind", help="speck, punctum or filament; auto: specks in DICOM, the others elsewhere.")
+    ] = "auto",
+    fields: Annotated[int, typer.Option("--fields", min=1, help="Fields of 1024 x 1024 samples in each scan.")] = 4,
+    planted: Annotated[int, typer.Option("--planted", min=1, help="Structures planted in each field, at most.")] = 120,
+    removed: Annotated[int, typer.Option("--removed", min=0, help="Structures taken out of each, at most.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other places.")] = 0,
+    degradation: Blur = None,
+    memory: Memory = None,
+    device: Device = "auto",
+    series: Series = None,
+    pseudonymize: Key = None,
+    debug: Debug = False,
+) -> None:
+    """Plant small structures in scans and take some out: what a run kept, lost, invented, and which maps tell it."""
+    with manners(debug or ctx.obj):
+        need_paths([run, *paths])
+        with live() as (note, tick):
+            done = medsr.audit(
+                run,
+                paths,
+                out=out,
+                degradation=None if degradation is None else medsr.load_config(degradation, medsr.DegradationRange),
+                kind=kind_named(kind),
+                fields=fields,
+                planted=planted,
+                removed=removed,
+                seed=seed,
+                series=series_of(series),
+                memory=amount(memory),
+                device=device,
+                pseudonyms=None if pseudonymize is None else medsr.Pseudonyms(pseudonymize),
+                note=note,
+                tick=tick,
+            )
+        print_audit(done)
+        if done.structures:
+            typer.echo(f"audit: {out / 'audit.csv'}, {out / 'areas.csv'}; pictures beside them")
+        raise typer.Exit(done.exit_code)
 
 
 def card(

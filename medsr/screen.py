@@ -161,6 +161,40 @@ def print_blurs(rows: Iterable[Mapping[str, Any]]) -> None:
     typer.echo("spread: how far patches disagree; it is no error bar")
 
 
+def print_audit(done: medsr.Audit) -> None:
+    """What was kept, lost, back and invented, a line a method; then how well each map tells it."""
+    names = ("kept", "lost", "recovered", "back")
+    everything = [row for row in done.kept if row["kind"] == "all" and row["cnr"] == "all"]
+    if not everything:
+        return
+    heads = ("method", "planted", "seen", *names, "invented", "a megasample")
+    print_table(
+        heads,
+        [
+            (
+                row["method"],
+                *(str(row[name]) for name in ("planted", "seen")),
+                *("" if row[name] is None else f"{row[name]:.2f}" for name in names),
+                str(row["invented"]),
+                f"{row['invented_per_megasample']:.1f}",
+            )
+            for row in everything
+        ],
+    )
+    typer.echo("Detail that no measurement speaks for: how much there is of the truth's, and its correlation with it")
+    figures = [
+        (row["method"], row["band"], *("" if row[n] is None else f"{row[n]:.2f}" for n in ("energy", "agreement")))
+        for row in done.detail
+    ]
+    print_table(("method", "band", "energy", "agreement"), figures)
+    typer.echo("ROC area of maps that need no truth: invented against real; 0.5 tells nothing")
+    cells = []
+    for name in done.maps:
+        with_map = [m for m in done.methods if any(r["method"] == m and r["map"] == name for r in done.areas)]
+        cells += [(name, method, str(done.area(method, name))) for method in with_map]
+    print_table(("map", "method", "area"), cells)
+
+
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns of text on stdout, a line a row."""
     cells = [tuple(printable(cell) for cell in row) for row in (headers, *rows)]

@@ -228,6 +228,13 @@ def test_no_name_is_in_a_run_and_what_comes_of_it(
     said: list[str] = []
     report = medsr.upscale_folder(max(scans.iterdir()), upscaler, out=tmp_path / "out", note=said.append)
     assert [row.status for row in report.rows] == ["done"]
+    page = medsr.write_batch_report(tmp_path / "out", out=tmp_path / "pages", low=scans, checkpoint=run)
+    assert len(list(page.parent.glob("*.html"))) == 2
+    audited = medsr.audit(
+        run, max(scans.iterdir()), out=tmp_path / "audit", fields=1, planted=10, removed=5, note=said.append
+    )
+    assert audited.structures
+    said += [repr(audited), medsr.render_card(run), medsr.render_card(run, format="html")]
     assert list((run / "pictures").iterdir())
     assert list((run / "tensorboard").iterdir())
     assert leaks_below(tmp_path) == {}

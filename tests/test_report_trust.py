@@ -24,7 +24,7 @@ from medsr.report import Map, write_batch_report, write_report
 from medsr.report.agreement import quantities
 from medsr.report.figures import map_png, map_svg
 from medsr.report.intervals import inside, mean_width, width_map
-from medsr.report.invention import PARENT, SPACE
+from medsr.report.invention import DEEP, PARENT, SPACE, WHOLE, Parent, computed, found_maps, parent_for
 from medsr.report.material import Material, material_of
 from medsr.report.noise import noise_table
 from medsr.report.specks import speck_table
@@ -147,8 +147,9 @@ def test_damaged_intervals_are_said(job: Path, tmp_path: Path) -> None:
     shutil.copy(result(job) / "upper" / "zarr.json", copy / "upper" / "zarr.json")
     document["attributes"]["medsr"]["intervals"]["promise"] = "<b>mine</b>"
     (copy / "zarr.json").write_text(json.dumps(document))
-    page = read(write_report(copy, out=tmp_path, low=job / "cells.ome.tif"))
-    assert "does not say what its intervals promise" in page.text
+    ends = material_of(copy).ends
+    assert ends is not None
+    assert "does not say what its intervals promise" in ends.promise
 
 
 # ---------------------------------------------------------------- suspected inventions
@@ -189,15 +190,17 @@ def test_maps_that_are_given_win(job: Path, tmp_path: Path) -> None:
 
 
 def test_why_there_is_no_parent_is_said(job: Path, tmp_path: Path) -> None:
-    low = job / "cells.ome.tif"
-    assert "The run was not given" in read(write_report(result(job), out=tmp_path, low=low)).text
-    saved(tmp_path / "other" / "best.ckpt", 7)
-    page = read(write_report(result(job), out=tmp_path, low=low, checkpoint=tmp_path / "other"))
-    assert "other weights than those that made this result" in page.text
-    assert PARENT.partition(": ")[2] not in " ".join(layers(page)).lower()
+    shown = material_of(result(job), low=job / "cells.ome.tif")
+    assert parent_for(shown, job / "run").upscaler is not None
+    assert "The run was not given" in parent_for(shown, None).reason
+    assert "No network" in parent_for(replace(shown, provenance=None), None).reason
     shutil.copy(job / "run" / "best.ckpt", tmp_path / "alone.ckpt")
-    page = read(write_report(result(job), out=tmp_path, low=low, checkpoint=tmp_path / "alone.ckpt"))
-    assert "pixel.ckpt is not beside it" in page.text
+    assert "pixel.ckpt is not beside it" in parent_for(shown, tmp_path / "alone.ckpt").reason
+    saved(tmp_path / "other" / "best.ckpt", 7)
+    page = read(write_report(result(job), out=tmp_path, low=job / "cells.ome.tif", checkpoint=tmp_path / "other"))
+    assert "other weights than those that made this result" in page.text
+    assert "The run that was given did not make this result." in page.text
+    assert "Departure from the parent" not in layers(page)
     assert str(tmp_path) not in page.text
 
 
@@ -205,14 +208,34 @@ def test_of_a_large_plane_the_region_alone_is_computed(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medsr.report.view.CROP", 64)
-    page = read(write_report(result(job), out=tmp_path, low=job / "cells.ome.tif"))
-    assert "Of the enlarged region alone" not in page.text
-    full = layers(page)["Null-space energy"]
+    shown = material_of(result(job), low=job / "cells.ome.tif")
+    region = shown.view.region(shown.view.rows, shown.view.columns, fine=True)
+    maps, absent = found_maps(shown, Parent(reason="none"), None)
+    assert absent == {PARENT: "none"}
+    assert not maps[SPACE].region_only
+    full = maps[SPACE].scan.read(region)
     monkeypatch.setattr("medsr.report.invention.WHOLE", 1000)
+    maps, _ = found_maps(shown, Parent(reason="none"), None)
+    assert maps[SPACE].region_only
+    assert np.array_equal(maps[SPACE].scan.read(region), full)
+    with pytest.raises(IndexError):  # it stands for its region only
+        maps[SPACE].scan.read()
     page = read(write_report(result(job), out=tmp_path, low=job / "cells.ome.tif"))
     assert page.text.count("Of the enlarged region alone: the whole plane would take too long to compute.") == 1
     assert layers(page)["Null-space energy"].size == (64, 64)
-    assert np.array_equal(np.asarray(layers(page)["Null-space energy"].convert("RGB")), np.asarray(full.convert("RGB")))
+
+
+def test_depth_that_is_computed_too_counts(job: Path) -> None:
+    """A result finer in depth is computed in blocks: a plane of it costs what they hold."""
+    low = medsr.read_scan(job / "cells.ome.tif")
+    assert 2 * 128 * 128 < WHOLE < 160 * 256 * 256 * 4
+    deep = Scan(np.zeros((160, 16, 16), np.uint16), low.grid, low.intensity)
+    shown = material_of(result(job), low=low)
+    view = replace(shown.view, factor=(2, 2, 2), size=(8, 8), index=(0, 0, 0))
+    region = (slice(9, 10), slice(0, 16), slice(0, 16))
+    assert computed(replace(shown, estimate=deep, view=view), region) == DEEP * 16 * 16
+    flat = replace(view, factor=(1, 2, 2))
+    assert computed(replace(shown, estimate=deep, view=flat), region) == 16 * 16
 
 
 def test_the_page_with_everything_is_the_same_again_and_holds_no_path(job: Path, tmp_path: Path) -> None:
