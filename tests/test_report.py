@@ -115,7 +115,7 @@ def test_the_pictures_show_what_was_measured(batch: Path) -> None:
     """One gray window in one geometry: cells of the coarse picture are the scan, the fine ones their refinement."""
     page = write_report(batch / "results" / "cells.ome.zarr", out=batch / "look.html", low=batch / "scans")
     layers = {a["alt"].split(":")[0]: picture(str(a["src"])) for a in read(page).all("img") if a.get("draggable")}  # type: ignore[union-attr]
-    assert list(layers) == ["Measured", "Cubic", "Estimate", "Consistency"]
+    assert list(layers) == ["Measured", "Cubic", "Estimate", "Consistency", "Null-space energy"]
     assert layers["Measured"].size == (128, 128)
     assert layers["Cubic"].size == layers["Estimate"].size == (256, 256)
     low = medsr.read_scan(batch / "scans" / "cells.ome.tif").read()
@@ -196,7 +196,7 @@ def test_a_truth_and_maps_are_shown(batch: Path, tmp_path: Path) -> None:
     held = read(page)
     assert "Interval width" in held.text
     assert "No calibrated intervals" not in held.text
-    assert "No invention map" in held.text
+    assert "Invention: null-space energy" in held.text
     assert "Ring correlation with the truth" in held.text
     assert "PSNR" in held.text
     assert re.findall(r"\S+e\+0\S*", held.text) == []

@@ -11,6 +11,7 @@ import tifffile
 
 import medsr
 from medsr.report import write_report
+from tests.test_interval_images import interval
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install 'medsr[dev]')")
 
@@ -36,7 +37,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         root / "cells.ome.tif", part, photometric="minisblack",
         metadata={"axes": "ZYX", "PhysicalSizeX": 0.26, "PhysicalSizeY": 0.26, "PhysicalSizeZ": 0.29},
     )  # fmt: skip
-    medsr.upscale_folder(root / "cells.ome.tif", medsr.Lanczos((2, 2)), out=root / "out")
+    medsr.upscale_folder(root / "cells.ome.tif", interval(medsr.Lanczos((2, 2))), out=root / "out")
     return write_report(root / "out" / "cells.ome.zarr", out=root, low=root / "cells.ome.tif").as_uri()
 
 
@@ -136,6 +137,31 @@ def test_another_pair_is_chosen(page: Any) -> None:
     assert shown == 2
 
 
+def test_maps_are_layers_too_and_their_names_do_not_meet(page: Any) -> None:
+    for side, name in (("left", "interval width"), ("right", "invention: null-space energy")):
+        page.locator(f"select[data-side={side}]").select_option(name)
+        assert page.locator(f".layer.{side} img").evaluate("i => i.naturalWidth") == 384
+    left, right, stage = box(page, ".tag.left"), box(page, ".tag.right"), box(page, ".stage")
+    assert left["x"] + left["width"] < right["x"]
+    assert right["x"] + right["width"] <= stage["x"] + stage["width"]
+    assert page.locator(".tag.right").text_content() == "Null-space energy"
+
+
+def test_tables_are_seen_whole_where_there_is_room(page: Any) -> None:
+    hidden = page.evaluate(
+        """[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)
+           .map(e => e.getAttribute('aria-label'))"""
+    )
+    assert hidden == [] or page.viewport_size["width"] < 500
+    # Plots are never hidden, and keep their proportions.
+    plots = page.evaluate(
+        """[...document.querySelectorAll('.plot img')].map(i => [i.clientWidth / i.clientHeight,
+           i.naturalWidth / i.naturalHeight, i.getBoundingClientRect().right <= document.body.clientWidth + 40])"""
+    )
+    assert len(plots) >= 6
+    assert all(shown == pytest.approx(own, rel=0.02) and seen for shown, own, seen in plots)
+
+
 def test_the_divider_and_the_picture_are_dragged(page: Any) -> None:
     page.locator(".stage").scroll_into_view_if_needed()
     stage = box(page, ".stage")
@@ -187,12 +213,18 @@ def test_left_and_right_of_the_divider_are_different_pictures(page: Any, tmp_pat
 def test_paper_shows_all_pictures_and_no_controls(page: Any) -> None:
     page.emulate_media(media="print")
     shown = page.evaluate("[...document.querySelectorAll('.layer')].map(e => e.getClientRects().length)")
-    assert shown == [1, 1, 1, 1]
+    assert shown == [1] * 6
     places = page.evaluate("[...document.querySelectorAll('.layer')].map(e => e.getBoundingClientRect().top)")
     assert len(set(places)) > 1 or len(places) <= 2
     assert not page.locator(".controls").is_visible()
     assert page.locator(".banner").is_visible()
     assert page.locator(".layer figcaption").first.is_visible()
+    page.set_viewport_size({"width": 688, "height": 1000})  # A4 less its margins
+    wide = page.evaluate(
+        """[...document.querySelectorAll('table')].map(t => [t.getBoundingClientRect().right,
+           t.closest('.plots > div, section').getBoundingClientRect().right])"""
+    )
+    assert all(table <= room + 1 for table, room in wide)  # paper cannot be scrolled
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
 
 

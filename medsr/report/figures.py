@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ from PIL import Image
 
 from medsr.pictures import Window, gray
 
-__all__ = ["Curve", "curves_svg", "gray_png", "map_png", "map_svg"]
+__all__ = ["Band", "Curve", "agreement_svg", "curves_svg", "gray_png", "map_png", "map_svg"]
 
 Array = NDArray[Any]
 
@@ -37,6 +39,10 @@ RC: dict[Any, Any] = {
 }
 SIZE = (5.6, 3.7)
 MAP_WIDTH, BAR = 5.6, 0.9
+COLORS = 256
+"""Of an indexed picture, at most."""
+DOTS = 160
+"""Pixels to an inch of what is not drawn as lines."""
 STYLES = {
     "measured": ("#111111", "-", 1.3),
     "cubic": ("#0072B2", "--", 1.5),
@@ -44,6 +50,8 @@ STYLES = {
     "truth": ("#009E73", ":", 2.0),
 }
 """Color-blind safe (Okabe and Ito), and told apart by their dashes in print."""
+BAND = "#f6cdae"
+"""The color of the estimate, paler: its interval."""
 HOLE = "#5c708e"
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
 
@@ -57,6 +65,16 @@ class Curve:
     steps: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A named area between two curves over one x; NaN leaves a gap."""
+
+    x: Array
+    lower: Array
+    upper: Array
+    label: str
+
+
 def gray_png(plane: Array, window: Window) -> str:
     """An 8-bit PNG of a plane, sample by pixel, as a data URI."""
     pixels = gray(np.asarray(plane), window)
@@ -68,13 +86,25 @@ def map_png(plane: Array, limit: float, *, diverging: bool) -> str:
     """A PNG of a map, sample by pixel, as a data URI."""
     colors = _colors(diverging=diverging)
     norm = Normalize(-limit if diverging else 0.0, limit, clip=True)
-    return _png(Image.fromarray(colors(norm(np.ma.masked_invalid(plane)), bytes=True)[..., :3]))
+    return _png(_indexed(colors(norm(np.ma.masked_invalid(plane)), bytes=True)))
 
 
 def _png(image: Image.Image) -> str:
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _indexed(pixels: NDArray[np.uint8]) -> Image.Image:
+    """RGBA pixels as a picture of at most 256 colors where they have no more: a third of the bytes."""
+    packed = np.ascontiguousarray(pixels).view("<u4")[..., 0]
+    colors, index = np.unique(packed, return_inverse=True)
+    palette = np.ascontiguousarray(colors).view(np.uint8).reshape(-1, 4)
+    if len(colors) > COLORS or (palette[:, 3] < 0xFF).any():
+        return Image.fromarray(pixels)
+    image = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), "P")
+    image.putpalette(palette[:, :3].tobytes())
+    return image
 
 
 def curves_svg(
@@ -85,6 +115,7 @@ def curves_svg(
     logarithmic: bool = False,
     level: tuple[float, str] | None = None,
     marks: Sequence[tuple[float, str]] = (),
+    band: Band | None = None,
 ) -> str:
     """Curves over one axis.
 
@@ -94,10 +125,13 @@ def curves_svg(
         logarithmic: the y axis.
         level: a horizontal line and its name.
         marks: vertical lines and their names.
+        band: an area behind the curves.
     """
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=SIZE)
         axes = figure.add_subplot()
+        if band is not None:
+            axes.fill_between(band.x, band.lower, band.upper, color=BAND, linewidth=0, zorder=1.5, label=band.label)
         for name, curve in curves.items():
             color, dashes, width = STYLES[name]
             where: dict[str, Any] = {"drawstyle": "steps-mid"} if curve.steps else {}
@@ -111,8 +145,14 @@ def curves_svg(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.margins(x=0)
-        figure.legend(loc="outside upper center", ncols=3, handlelength=2.2, columnspacing=1.4)
+        _legend(figure, len(axes.get_legend_handles_labels()[0]))
         return _svg(figure)
+
+
+def _legend(figure: Figure, count: int) -> None:
+    """Above the axes; four names in two rows of two, not three and one."""
+    columns = 2 if count == 4 else 3
+    figure.legend(loc="outside upper center", ncols=columns, handlelength=2.2, columnspacing=1.4)
 
 
 def map_svg(
@@ -120,7 +160,7 @@ def map_svg(
     *,
     limit: float,
     diverging: bool,
-    extent: tuple[float, float],
+    extent: tuple[float, float, float, float],
     labels: tuple[str, str, str],
     frame: tuple[float, float, float, float] | None = None,
     boxes: Sequence[tuple[float, float, float, float]] = (),
@@ -131,7 +171,7 @@ def map_svg(
         plane: values; NaN is slate.
         limit: end of the color bar.
         diverging: around 0.
-        extent: height and width in the units of the axes.
+        extent: its top, left, bottom and right in the units of the axes.
         labels: of rows, of columns, of the color bar.
         frame: top, left, bottom and right of the enlarged region.
         boxes: the same of flagged regions.
@@ -139,15 +179,16 @@ def map_svg(
     from matplotlib.patches import Rectangle
 
     with matplotlib.rc_context({**RC, "axes.grid": False}):
-        tall = (MAP_WIDTH - 1.9) * extent[0] / extent[1] + BAR
-        figure = Figure(figsize=(MAP_WIDTH, min(6.4, max(1.8, tall))))
+        top, left, bottom, right = extent
+        tall = min(6.4, max(1.8, (MAP_WIDTH - 1.9) * (bottom - top) / (right - left) + BAR))
+        figure = Figure(figsize=(MAP_WIDTH, tall))
         axes = figure.add_subplot()
         norm = Normalize(-limit if diverging else 0.0, limit)
         shown = axes.imshow(
             np.ma.masked_invalid(plane),
             cmap=_colors(diverging=diverging),
             norm=norm,
-            extent=(0, extent[1], extent[0], 0),
+            extent=(left, right, bottom, top),
             interpolation="none",
             aspect="equal",
         )
@@ -161,16 +202,70 @@ def map_svg(
         axes.set_xlabel(labels[1])
         axes.locator_params(nbins=5)
         bar = figure.colorbar(shown, ax=axes, extend="both" if diverging else "max", shrink=0.95)
-        bar.set_label(labels[2])
+        bar.set_label(textwrap.fill(labels[2], max(12, int(10 * (tall - 0.3)))))  # ten characters to an inch
         bar.outline.set_visible(False)
         return _svg(figure)
 
 
+def agreement_svg(
+    mean: Array,
+    difference: Array,
+    *,
+    bias: tuple[float, float, float],
+    limits: Sequence[tuple[float, float, float]],
+    labels: tuple[str, str],
+) -> tuple[str, int]:
+    """A Bland-Altman plot: differences over means, with lines at the bias and the limits of agreement.
+
+    Args:
+        mean, difference: of each point.
+        bias: and the ends of its 95 % interval, drawn as an area.
+        limits: the same of each limit.
+        labels: of the axes.
+
+    Returns:
+        The picture, and how many points lie beyond the drawn range.
+    """
+    reach = 1.25 * max(abs(end - bias[0]) for limit in limits for end in limit)
+    if difference.size:  # a few far points must not press all others into a line
+        reach = max(reach, 1.05 * float(np.quantile(np.abs(difference - bias[0]), 0.999)))
+    reach = reach or 1.0
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=SIZE)
+        axes = figure.add_subplot()
+        # As a picture: thousands of drawn circles would be a page of their own.
+        axes.plot(
+            *(mean, difference, "o"), color="#33597d", markersize=2.2, markeredgewidth=0, alpha=0.22, rasterized=True
+        )
+        for (at, low, high), dashes, label in [
+            (bias, "-", "bias"),
+            *((limit, "--", "limits of agreement" if i == 0 else "_") for i, limit in enumerate(limits)),
+        ]:
+            color = STYLES["estimate"][0]
+            axes.axhspan(low, high, color=color, alpha=0.25, linewidth=0)
+            axes.axhline(at, color=color, linestyle=dashes, linewidth=1.6, label=label)
+        axes.axhline(0, color="#222222", linewidth=0.8)
+        axes.set_ylim(bias[0] - reach, bias[0] + reach)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        _legend(figure, 2)
+        return _svg(figure), int((np.abs(difference - bias[0]) > reach).sum())
+
+
 def _colors(*, diverging: bool) -> Any:
-    return matplotlib.colormaps[DIVERGING if diverging else SEQUENTIAL].with_extremes(bad=HOLE)
+    # One less than an indexed picture holds, for the color of holes.
+    return matplotlib.colormaps[DIVERGING if diverging else SEQUENTIAL].resampled(COLORS - 1).with_extremes(bad=HOLE)
 
 
 def _svg(figure: Figure) -> str:
     out = io.BytesIO()
-    figure.savefig(out, format="svg", bbox_inches="tight", pad_inches=0.06, metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
+    nothing = {"Date": None, "Creator": None}
+    figure.savefig(out, format="svg", dpi=DOTS, bbox_inches="tight", pad_inches=0.06, metadata=nothing)
+    drawn = re.sub(rb"data:image/png;base64,([^\"]+)", _slimmer, out.getvalue())
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn).decode()
+
+
+def _slimmer(embedded: re.Match[bytes]) -> bytes:
+    """A picture inside a drawing with fewer bytes for the same pixels."""
+    with Image.open(io.BytesIO(base64.b64decode(embedded[1]))) as image:
+        return _png(_indexed(np.asarray(image.convert("RGBA")))).encode()

@@ -17,14 +17,14 @@ from medsr.report.sections import Figure, number
 from medsr.report.view import plane_of, reduced
 
 if TYPE_CHECKING:
-    from medsr.trust.consistency import ConsistencyMap
+    from medsr.consistency.map import ConsistencyMap
 
-__all__ = ["Layer", "by", "geometry", "layers", "overview", "shown_maps", "thumbnail"]
+__all__ = ["NO_INTERVALS", "Layer", "by", "geometry", "layers", "overview", "shown_maps", "thumbnail"]
 
-EXPECTED = {
-    "interval width": "No calibrated intervals were given with this result.",
-    "invention": "No invention map was given with this result.",
-}
+NO_INTERVALS = (
+    "No calibrated intervals stand in this result. They are had from scans with known truth that no training has seen: "
+    "medsr calibrate RUN SCANS, then medsr upscale again with --intervals."
+)
 LABELS = {"measured": "Measured", "cubic": "Cubic", "estimate": "Estimate", "truth": "Truth"}
 
 
@@ -55,7 +55,8 @@ def layers(material: Material, maps: Mapping[str, Map]) -> list[Layer]:
         plane = _map_part(material, each)
         limit = _limit(each, plane)
         uri = map_png(plane, limit, diverging=each.diverging)
-        layers.append(Layer(title, title.capitalize(), uri, plane.shape, _legend(each, limit)))
+        label = title.rpartition(": ")[2]  # "invention: " is said above the maps
+        layers.append(Layer(title, f"{label[:1].upper()}{label[1:]}", uri, plane.shape, _legend(each, limit)))
     return layers
 
 
@@ -92,32 +93,46 @@ def _legend(each: Map, limit: float) -> str:
 
 
 def shown_maps(
-    material: Material, maps: Mapping[str, Map], found: ConsistencyMap | None
+    material: Material, maps: Mapping[str, Map], found: ConsistencyMap | None, absent: Mapping[str, str]
 ) -> list[tuple[str, Figure | None, str]]:
-    """(title, figure or None, what to say)."""
-    absent = dict(EXPECTED)
-    if found is None:
-        absent = {"consistency": "The measured scan was not given, so nothing can be compared.", **absent}
-    made: list[tuple[str, Figure | None, str]] = []
-    for title, each in maps.items():
-        fine = _fine(material, each)
-        plane, share = reduced(each.scan, material.view, fine=fine, largest=True)
-        limit = _limit(each, plane)
-        sizes = [n * f * s for n, f, s in zip(material.view.size, material.view.fine, material.steps, strict=True)]
-        units = each.scan.intensity.units or "value"
-        rows, columns = (f"{a}, {material.unit}" for a in material.view.axes)
-        uri = map_svg(
-            plane,
-            limit=limit,
-            diverging=each.diverging,
-            extent=(sizes[0], sizes[1]),
-            labels=(rows, columns, f"{title}, {units}"),
-            frame=_box(material, material.view.rows, material.view.columns),
-            boxes=_flagged(material, found) if found is not None and title == "consistency" else (),
-        )
-        pooled = f" Each pixel shows the value of largest magnitude of {share} × {share} samples." if share > 1 else ""
-        made.append((title, Figure(uri, f"Map: {title}", each.note + pooled), ""))
+    """(title, figure or None, what to say).
+
+    Args:
+        material: of the page.
+        maps: by title.
+        found: the consistency map, for its flagged regions.
+        absent: by title, why there is no map; of no account where there is one.
+    """
+    made: list[tuple[str, Figure | None, str]] = [
+        (title, _map_figure(material, title, each, found), "") for title, each in maps.items()
+    ]
     return made + [(title, None, why) for title, why in absent.items() if title not in maps]
+
+
+def _map_figure(material: Material, title: str, each: Map, found: ConsistencyMap | None) -> Figure:
+    """A map of the whole plane with the enlarged region framed in it, or of that region alone."""
+    view = material.view
+    region = _box(material, view.rows, view.columns)
+    if each.region_only:
+        plane, share, extent, frame = _map_part(material, each), 1, region, None
+        note = f"{each.note} Of the enlarged region alone: the whole plane would take too long to compute."
+    else:
+        plane, share = reduced(each.scan, view, fine=_fine(material, each), largest=True)
+        extent, frame = _box(material, slice(0, view.size[0]), slice(0, view.size[1])), region
+        note = each.note
+    units = each.scan.intensity.units or "value"
+    rows, columns = (f"{a}, {material.unit}" for a in view.axes)
+    uri = map_svg(
+        plane,
+        limit=_limit(each, plane),
+        diverging=each.diverging,
+        extent=extent,
+        labels=(rows, columns, f"{title.rpartition(': ')[2]}, {units}"),
+        frame=frame,
+        boxes=_flagged(material, found) if found is not None and title == "consistency" else (),
+    )
+    pooled = f" Each pixel shows the value of largest magnitude of {share} × {share} samples." if share > 1 else ""
+    return Figure(uri, f"Map: {title}", note + pooled)
 
 
 def _box(material: Material, rows: slice, columns: slice) -> tuple[float, float, float, float]:

@@ -20,6 +20,7 @@ class Map:
         diverging: shown blue, white and red around 0; else from dark to bright.
         limit: value at the end of the color bar (of both ends where diverging); None: the 99.5 percentile.
         note: what it says and does not say, in a sentence or two.
+        region_only: only the enlarged region is read and shown, for a map that is dear to compute.
 
     Raises:
         ValueError: a limit that is not above 0.
@@ -29,6 +30,7 @@ class Map:
     diverging: bool = False
     limit: float | None = None
     note: str = ""
+    region_only: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and not (math.isfinite(self.limit) and self.limit > 0):

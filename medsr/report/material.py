@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,15 @@ from medsr.io.digest import input_digest
 from medsr.io.naming import scan_name
 from medsr.io.places import place
 from medsr.pictures import Window, close_window
-from medsr.report.view import View, plane_of, reduced, view_of, window_of
+from medsr.report.intervals import Ends, ends_of
+from medsr.report.view import Placed, View, plane_of, reduced, view_of, window_of
 from medsr.scan import Scan, ScanError
 
 if TYPE_CHECKING:
     from medsr.io import Source
     from medsr.trust.provenance import Provenance
 
-__all__ = ["Material", "material_of"]
+__all__ = ["Material", "crops_of", "material_of"]
 
 Plane = NDArray[np.float32]
 Given = Scan | Path | str | Sequence["Source"] | None
@@ -44,6 +45,8 @@ class Material:
         overview, share: the whole plane at reduced size, and how many of its samples make one.
         whole, close: gray windows of the whole plane and of the region.
         crops: planes of the region by "measured", "cubic", "estimate", "truth"; "measured" on the coarse grid.
+        ends: of calibrated intervals inside the result; None where there are none.
+        band: their planes of the region, lower and upper; None where there are none.
         notes: what a reader should know before all else.
     """
 
@@ -58,6 +61,8 @@ class Material:
     whole: Window
     close: Window
     crops: dict[str, Plane]
+    ends: Ends | None
+    band: tuple[Plane, Plane] | None
     notes: tuple[str, ...]
 
     @property
@@ -104,17 +109,10 @@ def material_of(result: Path | str, *, low: Given = None, truth: Scan | Path | s
     estimate = read_scan(result)
     recorded, notes = _provenance(result)
     found, doubts = _measured(low, result, recorded)
-    notes += doubts
+    ends, more = ends_of(result, estimate)
+    notes += doubts + more
     true = read_scan(truth) if isinstance(truth, (str, Path)) else truth
-    if found is not None and (
-        found.grid.axes != estimate.grid.axes or any(e % n for e, n in zip(estimate.shape, found.shape, strict=True))
-    ):
-        raise ValueError(
-            f"{_named(result)}: expected a scan whose shape divides {estimate.shape}, found {found.shape}; give the "
-            "scan the result was made of"
-        )
-    if true is not None and true.shape != estimate.shape:
-        raise ValueError(f"{_named(result)}: expected a truth of shape {estimate.shape}, found {true.shape}")
+    _check(_named(result), found, estimate, true)
     if found is not None:  # the line the result was stored with
         line = replace(found.intensity, black=estimate.intensity.black, white=estimate.intensity.white)
         found = replace(found, intensity=line)
@@ -123,7 +121,7 @@ def material_of(result: Path | str, *, low: Given = None, truth: Scan | Path | s
     view = view_of(seen, factor)
     overview, share = reduced(seen, view, fine=False)
     whole = window_of(overview, seen.intensity)
-    crops = _crops(found, estimate, true, view)
+    crops = crops_of(found, estimate, true, view)
     first = next(iter(crops.values()))
     close = close_window(first, (0, 0, *first.shape), whole)
     return Material(
@@ -138,8 +136,23 @@ def material_of(result: Path | str, *, low: Given = None, truth: Scan | Path | s
         whole=whole,
         close=close,
         crops=crops,
+        ends=ends,
+        band=None if ends is None else ends.planes(view),
         notes=tuple(notes),
     )
+
+
+def _check(name: str, low: Scan | None, estimate: Scan, truth: Scan | None) -> None:
+    """Raise ValueError where the scans do not lie on each other."""
+    if low is not None and (
+        low.grid.axes != estimate.grid.axes or any(e % n for e, n in zip(estimate.shape, low.shape, strict=True))
+    ):
+        raise ValueError(
+            f"{name}: expected a scan whose shape divides {estimate.shape}, found {low.shape}; give the scan the "
+            "result was made of"
+        )
+    if truth is not None and truth.shape != estimate.shape:
+        raise ValueError(f"{name}: expected a truth of shape {estimate.shape}, found {truth.shape}")
 
 
 def _named(result: Path | str) -> str:
@@ -172,7 +185,8 @@ def _measured(low: Given, result: Path | str, recorded: Provenance | None) -> tu
     return None, ["The scan that the result was made of is not among those given; it is not shown."]
 
 
-def _crops(low: Scan | None, estimate: Scan, truth: Scan | None, view: View) -> dict[str, Plane]:
+def crops_of(low: Scan | None, estimate: Scan, truth: Scan | None, view: View) -> dict[str, Plane]:
+    """Planes of the view's region by "measured" (coarse), "cubic", "estimate", "truth", as far as they are given."""
     crops = {}
     if low is not None:
         crops["measured"] = plane_of(low, view, view.rows, view.columns, fine=False)
@@ -199,17 +213,6 @@ def _cubic(low: Scan, view: View) -> Plane:
     ):
         inside = tuple(slice(r.start - t.start, r.stop - t.start) for r, t in zip(region, target, strict=True))
         stored[inside] = values
-    whole = Scan(_Placed(stored, target), low.grid.refine(cubic.factor), low.intensity)
+    shape = tuple(n * f for n, f in zip(low.shape, view.factor, strict=True))
+    whole = Scan(Placed(stored, target, shape), low.grid.refine(cubic.factor), low.intensity)
     return plane_of(whole, view, view.rows, view.columns, fine=True)
-
-
-class _Placed:
-    """An array that stands for its region of a larger one."""
-
-    def __init__(self, values: NDArray[Any], region: tuple[slice, ...]) -> None:
-        self._values, self._region = values, region
-        self.shape, self.dtype = values.shape, values.dtype
-
-    def __getitem__(self, region: tuple[slice, ...], /) -> NDArray[Any]:
-        spans = zip(region, self._region, strict=True)
-        return self._values[tuple(slice(r.start - s.start, r.stop - s.start) for r, s in spans)]

@@ -12,23 +12,27 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medsr.report import sections
+from medsr.report.agreement import bland_altman_plot, quantities
 from medsr.report.figures import gray_png
-from medsr.report.layers import by, geometry, layers, overview, shown_maps, thumbnail
+from medsr.report.intervals import mean_width, width_map
+from medsr.report.invention import found_maps, parent_for
+from medsr.report.layers import NO_INTERVALS, by, geometry, layers, overview, shown_maps, thumbnail
 from medsr.report.maps import Map
 from medsr.report.material import Given, Material, material_of
+from medsr.report.noise import noise_table
+from medsr.report.specks import speck_table
 from medsr.scan import Scan
 from medsr.version import __version__
 
 if TYPE_CHECKING:
+    from medsr.consistency.map import ConsistencyMap
     from medsr.degradation import Degradation, DegradationRange, SecondOrder
-    from medsr.trust.consistency import ConsistencyMap
 
 __all__ = ["Summary", "page_path", "render", "write_report"]
 
 LIMIT = 5.0
 """Sigma at the ends of the color bar."""
-WARN_RMS, WARN_SHARE = 1.2, 0.01
-"""Figures from which a reader is warned: rms of z, and share of samples beyond 3 sigma."""
+WIDTH = "interval width"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +112,12 @@ def summarized(
     material = material_of(result, low=low, truth=truth)
     card, known = _of_checkpoint(checkpoint, material)
     found = _consistency(material, degradation or known)
-    flags = [*material.notes, *_doubts(found)]
-    shown = dict(maps or {})
-    if found is not None:
-        shown = {"consistency": _sigma(found), **shown}
+    parent = parent_for(material, checkpoint)
+    doubts = found.doubts() if found is not None else ()
+    flags = [*material.notes, *parent.doubts, *map(_sentence, doubts)]
+    recorded = material.provenance.warnings if material.provenance else material.estimate.warnings
+    shown, absent = _maps(material, found, maps or {}, found_maps(material, parent, degradation or known))
+    width = None if material.ends is None else mean_width(width_map(material.ends, material.values), material.view)
     page = page_path(out, material.name)
     text = render(
         "page.html.j2",
@@ -119,23 +125,53 @@ def summarized(
         index=index,
         material=material,
         subtitle=_subtitle(material),
-        facts=_facts(material, found),
-        warnings=[*flags, *(material.provenance.warnings if material.provenance else material.estimate.warnings)],
+        facts=_facts(material, found, width),
+        warnings=[*flags, *(line for line in recorded if line not in doubts)],
         layers=layers(material, shown),
         overview=overview(material),
         geometry=geometry(material, found),
-        maps=shown_maps(material, shown, found),
+        maps=shown_maps(material, shown, found, absent),
         regions=sections.consistency_table(found) if found is not None else None,
         describe=_sentence(found.describe()) if found is not None else "",
-        profile=sections.profile(material),
-        curves=sections.curves(material),
-        tables=[sections.accuracy(material), sections.resolutions(material), sections.quantities(material)],
+        plots=[("Line profile", sections.profile(material)), *sections.curves(material)],
+        agreement=bland_altman_plot(material),
+        tables=_tables(material),
         provenance=_provenance(material),
         card=card,
     )
     write_text(page, text)
     small = gray_png(thumbnail(material.crops["estimate"]), material.close)
-    return Summary(material.name, page, small, _figures(material, found), tuple(flags))
+    return Summary(material.name, page, small, _figures(material, found, width), tuple(flags))
+
+
+def _maps(
+    material: Material,
+    found: ConsistencyMap | None,
+    given: Mapping[str, Map],
+    suspected: tuple[Mapping[str, Map], Mapping[str, str]],
+) -> tuple[dict[str, Map], dict[str, str]]:
+    """Maps by title, those of the caller before those that were found; and by title why there is none."""
+    shown, absent = dict[str, Map](), dict[str, str]()
+    if found is not None:
+        shown["consistency"] = _sigma(found)
+    else:
+        absent["consistency"] = "The measured scan was not given, so nothing can be compared."
+    if material.ends is not None:
+        shown[WIDTH] = width_map(material.ends, material.values)
+    else:
+        absent[WIDTH] = NO_INTERVALS
+    return {**shown, **suspected[0], **given}, {**absent, **suspected[1]}
+
+
+def _tables(material: Material) -> dict[str, sections.Table | None]:
+    """By name; None where a table is of no meaning."""
+    return {
+        "accuracy": sections.accuracy(material),
+        "resolution": sections.resolutions(material),
+        "quantities": quantities(material),
+        "specks": speck_table(material),
+        "noise": noise_table(material),
+    }
 
 
 def page_path(out: Path | str, name: str) -> Path:
@@ -182,7 +218,7 @@ def write_text(path: Path, text: str) -> None:
 def _consistency(material: Material, degradation: Any) -> ConsistencyMap | None:
     if material.low is None:
         return None
-    from medsr.trust.consistency import consistency_map
+    from medsr.consistency.map import consistency_map
 
     return consistency_map(material.low, material.estimate, degradation=degradation)
 
@@ -207,23 +243,6 @@ def _sigma(found: ConsistencyMap) -> Map:
         "red beyond 3 sigma contradict the measurement. Detail finer than the coarse samples never shows here."
     )
     return Map(found.z, diverging=True, limit=LIMIT, note=note)
-
-
-def _doubts(found: ConsistencyMap | None) -> list[str]:
-    if found is None or not found.samples:
-        return []
-    doubts = []
-    if found.found:
-        doubts.append(
-            f"{found.found} region{'s' if found.found > 1 else ''} of the estimate contradict"
-            f"{'' if found.found > 1 else 's'} the measured scan beyond 3 sigma."
-        )
-    if found.rms > WARN_RMS or found.beyond > WARN_SHARE:
-        doubts.append(
-            f"The estimate does not reproduce the measured scan: rms {found.rms:.2f} sigma, "
-            f"{100 * found.beyond:.2g} % beyond 3 sigma; the degradation or the noise may be another one."
-        )
-    return doubts
 
 
 def _sentence(text: str) -> str:
@@ -252,7 +271,7 @@ def _spacing(scan: Scan) -> str:
     return f"{', '.join(said)} µm" if said else "spacing unknown"
 
 
-def _facts(material: Material, found: ConsistencyMap | None) -> list[tuple[str, str, str]]:
+def _facts(material: Material, found: ConsistencyMap | None, width: float | None) -> list[tuple[str, str, str]]:
     """(name, figure, small print)."""
     facts = []
     if material.low is not None:
@@ -262,18 +281,27 @@ def _facts(material: Material, found: ConsistencyMap | None) -> list[tuple[str, 
         facts.append(("Consistency", f"{found.rms:.2f} σ rms", "1 for the true scene, less follows the noise"))
         facts.append(("Beyond 3 σ", sections.percent(found.beyond), "0.27 % expected of noise"))
         facts.append(("Flagged regions", f"{found.found:,}", "contradict the measured scan"))
+    if width is not None and material.ends is not None:
+        said = material.ends.words or "promise unknown"
+        facts.append(("Interval, mean width", f"{sections.number(width)} {_units(material)}".strip(), said))
     place = material.view.place(material.low or material.estimate)
     if place:
         facts.append(("Shown", place, "the plane with most detail"))
     return facts
 
 
-def _figures(material: Material, found: ConsistencyMap | None) -> dict[str, str]:
+def _units(material: Material) -> str:
+    return material.estimate.intensity.units
+
+
+def _figures(material: Material, found: ConsistencyMap | None, width: float | None) -> dict[str, str]:
     figures = {"size": by(material.estimate.shape), "finer": _factor(material)}
     if found is not None and found.samples:
         figures["rms, σ"] = f"{found.rms:.2f}"
         figures["beyond 3 σ"] = sections.percent(found.beyond)
         figures["flagged"] = f"{found.found:,}"
+    if width is not None:
+        figures["interval, mean width"] = f"{sections.number(width)} {_units(material)}".strip()
     for row in sections.accuracy(material).rows:
         if row[0] == "estimate":
             figures["PSNR, dB"] = row[1]

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsr.frc import Resolution, frc_curve, frc_resolution
 from medsr.metrics import nrmse, psnr_db, ssim
-from medsr.report.figures import Curve, curves_svg
+from medsr.report.figures import Band, Curve, curves_svg
+from medsr.report.intervals import inside
 from medsr.report.material import Material
 
 if TYPE_CHECKING:
-    from medsr.trust.consistency import ConsistencyMap
+    from medsr.consistency.map import ConsistencyMap
 
-__all__ = ["Figure", "Table", "accuracy", "consistency_table", "curves", "profile", "quantities", "resolutions"]
+__all__ = ["Figure", "Table", "accuracy", "consistency_table", "curves", "profile", "resolutions"]
 
 Array = NDArray[Any]
 THRESHOLD = 1 / 7
@@ -71,6 +71,7 @@ def accuracy(material: Material) -> Table:
     slope = line.slope if line.units else 1.0
     data_range = abs((line.white - line.black) * slope)
     truth = material.crops["truth"]
+    head = ["method", "PSNR, dB", "SSIM", "NRMSE"]
     rows = [
         [
             name,
@@ -82,7 +83,12 @@ def accuracy(material: Material) -> Table:
         if name in material.crops
     ]
     note = "In the enlarged region; the range is the distance of black and white of the scan's intensity line."
-    return Table(title, ("method", "PSNR, dB", "SSIM", "NRMSE"), rows, note)
+    if material.band is not None:
+        head.append("truth inside the interval")
+        for row in rows:
+            row.append(percent(inside(material.band, truth)) if row[0] == "estimate" else "–")
+        note += " The promise of the interval is an average over scans: one region neither keeps nor breaks it."
+    return Table(title, head, rows, note)
 
 
 def resolutions(material: Material) -> Table:
@@ -116,43 +122,6 @@ def _resolution(found: Resolution) -> str:
     return f"none: {found.reason}"
 
 
-def quantities(material: Material) -> Table:
-    """Bias by region of intensity: against the truth, or against the measured scan by block means."""
-    title = "Quantities"
-    reference = material.crops.get("truth", material.crops.get("measured"))
-    if reference is None:
-        return Table(title, reason="Neither a truth nor the measured scan was given to compare with.")
-    if "truth" not in material.crops and any(f > 1 for f in _unseen(material)):
-        return Table(title, reason="Block means of one plane are not what was measured: the result is finer in depth.")
-    from medsr.trust import bias_by_region
-
-    banded: Literal["reference", "mean"] = "reference" if material.truth is not None else "mean"
-    found = bias_by_region(
-        material.crops["estimate"].astype(np.float64), reference.astype(np.float64), banded_by=banded
-    )
-    rows = [
-        [
-            _plain(row.region),
-            f"{row.samples:,}",
-            *(number(getattr(row, name), 3) for name in ("reference", "value", "deviation")),
-        ]
-        for row in found
-        if row.samples
-    ]
-    against = "the truth" if material.truth is not None else "the measured scan (block means of the estimate)"
-    note = f"Estimate minus reference in the enlarged region, in {material.values}s, against {against}."
-    return Table(title, ("values", "samples", "mean of the reference", "bias", "sd"), rows, note)
-
-
-def _plain(text: str) -> str:
-    """Large numbers without exponents."""
-    return re.sub(r"\d[\d.]*e\+\d+", lambda found: number(float(found[0])), text)
-
-
-def _unseen(material: Material) -> list[int]:
-    return [f for axis, f in enumerate(material.view.factor) if axis not in material.view.shown]
-
-
 def consistency_table(found: ConsistencyMap) -> Table:
     """The regions that contradict the measured scan."""
     title = "Flagged regions"
@@ -172,16 +141,10 @@ def consistency_table(found: ConsistencyMap) -> Table:
 
 
 def profile(material: Material) -> Figure:
-    """Values along the row of the region with most detail."""
+    """Values along the row of the region with most detail, with the interval where there is one."""
     crops, view = material.crops, material.view
-    guide = crops.get("measured", crops["estimate"])
-    rough = np.nansum(np.abs(np.diff(guide.astype(np.float64), axis=1)), axis=1)
-    # A row at the border of the region is a poor example; of equal rows the middle one.
-    margin = max(1, guide.shape[0] // 10) if guide.shape[0] > 4 else 0
-    inner = rough[margin : guide.shape[0] - margin]
-    coarse = margin + int(inner.argmax())
+    coarse, fine = _detailed_row(material)
     fine_rows, fine_columns = view.fine if "measured" in crops else (1, 1)
-    fine = coarse * fine_rows + fine_rows // 2
     step, origin = material.steps[1], view.columns.start * fine_columns
     drawn: dict[str, Curve] = {}
     for name, plane in crops.items():
@@ -190,33 +153,57 @@ def profile(material: Material) -> Figure:
             drawn[name] = Curve(x, plane[coarse], steps=True)
         else:
             drawn[name] = Curve((origin + np.arange(plane.shape[1]) + 0.5) * step, plane[fine])
-    widest = next(iter(drawn.values())).x.size
-    limit = max(24, 160 // fine_columns)
-    if widest > limit:  # a part that shows single samples
-        first = next(iter(drawn.values()))
-        window = max(1, limit)
-        sums = np.convolve(np.abs(np.diff(np.nan_to_num(first.y))), np.ones(window - 1), "valid")
-        left = int(sums.argmax())
-        low, high = first.x[left], first.x[min(widest, left + window) - 1]
-        drawn = {n: _between(c, float(low), float(high)) for n, c in drawn.items()}
-    row_um = (view.rows.start * fine_rows + fine + 0.5) * material.steps[0]
+    ends = _part(drawn, max(24, 160 // fine_columns))
+    drawn = {n: Curve(c.x[use], c.y[use], c.steps) for n, c in drawn.items() for use in [_between(c.x, ends)]}
+    band = None
+    if material.band is not None:
+        lower, upper = (plane[fine] for plane in material.band)
+        x = (origin + np.arange(lower.size) + 0.5) * step
+        use = _between(x, ends)
+        band = Band(x[use], lower[use], upper[use], "interval")
+    row = (view.rows.start * fine_rows + fine + 0.5) * material.steps[0]
     rows, columns = view.axes
-    where = f"{rows} = {number(row_um, 4)} {material.unit}"
-    uri = curves_svg(drawn, f"{columns}, {material.unit}", material.values)
+    where = f"{rows} = {number(row, 4)} {material.unit}"
+    uri = curves_svg(drawn, f"{columns}, {material.unit}", material.values, band=band)
     caption = (
         f"Values along the most detailed row of the region, {where} from the edge of the scan. Measured samples are "
         "steps as wide as they are; a curve that leaves them between two steps is not contradicted by them."
     )
-    return Figure(uri, f"Line profile along {columns} of {', '.join(drawn)}", caption)
+    if band is not None and material.ends is not None:
+        caption += f" The area is the calibrated interval{f' ({w})' if (w := material.ends.words) else ''}."
+    named = [*drawn, *(["interval"] if band is not None else [])]
+    return Figure(uri, f"Line profile along {columns} of {', '.join(named)}", caption)
 
 
-def _between(curve: Curve, low: float, high: float) -> Curve:
-    use = (curve.x >= low - 1e-9) & (curve.x <= high + 1e-9)
-    return Curve(curve.x[use], curve.y[use], curve.steps)
+def _detailed_row(material: Material) -> tuple[int, int]:
+    """The row of the region with most detail, in coarse and in fine samples."""
+    crops = material.crops
+    guide = crops.get("measured", crops["estimate"])
+    rough = np.nansum(np.abs(np.diff(guide.astype(np.float64), axis=1)), axis=1)
+    # A row at the border of the region is a poor example; of equal rows the middle one.
+    margin = max(1, guide.shape[0] // 10) if guide.shape[0] > 4 else 0
+    coarse = margin + int(rough[margin : guide.shape[0] - margin].argmax())
+    high = material.view.fine[0] if "measured" in crops else 1
+    return coarse, coarse * high + high // 2
 
 
-def curves(material: Material) -> list[Figure]:
-    """Power spectra of the region, and ring correlations with the truth where there is one."""
+def _part(drawn: Mapping[str, Curve], limit: int) -> tuple[float, float]:
+    """Ends of the most detailed part, short enough that single samples show."""
+    first = next(iter(drawn.values()))
+    if first.x.size <= limit:
+        return -math.inf, math.inf
+    sums = np.convolve(np.abs(np.diff(np.nan_to_num(first.y))), np.ones(limit - 1), "valid")
+    left = int(sums.argmax())
+    return float(first.x[left]), float(first.x[min(first.x.size, left + limit) - 1])
+
+
+def _between(x: Array, ends: tuple[float, float]) -> NDArray[np.bool_]:
+    """Which places lie between two ends."""
+    return np.asarray((x >= ends[0] - 1e-9) & (x <= ends[1] + 1e-9))
+
+
+def curves(material: Material) -> list[tuple[str, Figure]]:
+    """(title, figure): power spectra of the region, and ring correlations with the truth where there is one."""
     from medsr.trust import power_spectrum
 
     fine = material.spacing
@@ -242,9 +229,9 @@ def curves(material: Material) -> list[Figure]:
             "Power spectrum of the enlarged region. Beyond the coarse sampling limit nothing was measured: what is "
             "there was computed."
         )
-        figures.append(Figure(uri, "Power spectra of " + ", ".join(spectra), caption))
+        figures.append(("Power spectrum", Figure(uri, "Power spectra of " + ", ".join(spectra), caption)))
     if "truth" in material.crops:
-        figures.append(_rings(material.crops, fine, unit))
+        figures.append(("Ring correlation with the truth", _rings(material.crops, fine, unit)))
     return figures
 
 

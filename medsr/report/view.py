@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medsr.pictures import Window, detailed_region, gray_window
 from medsr.scan import Axis, Factor, Intensity, Region, Scan
 
-__all__ = ["View", "plane_of", "reduced", "view_of"]
+__all__ = ["Placed", "View", "plane_of", "reduced", "strips", "view_of"]
 
 Array = NDArray[Any]
 Plane = NDArray[np.float32]
@@ -76,6 +76,21 @@ class View:
     def fine(self) -> tuple[int, int]:
         """Fine samples for each coarse one along rows and columns."""
         return self.factor[self.shown[0]], self.factor[self.shown[1]]
+
+
+class Placed:
+    """An array that stands for its region of a larger one, which is all that can be asked for."""
+
+    def __init__(self, values: Array, region: Region, shape: tuple[int, ...]) -> None:
+        self._values, self._region = values, region
+        self.shape, self.dtype = shape, values.dtype
+
+    def __getitem__(self, region: Region, /) -> Array:
+        wanted = [r.indices(n)[:2] for r, n in zip(region, self.shape, strict=True)]
+        if any(start < s.start or stop > s.stop for (start, stop), s in zip(wanted, self._region, strict=True)):
+            raise IndexError(f"expected a part of {self._region}, found {region}")
+        spans = zip(wanted, self._region, strict=True)
+        return self._values[tuple(slice(start - s.start, stop - s.start) for (start, stop), s in spans)]
 
 
 def view_of(scan: Scan, factor: Factor) -> View:
@@ -152,17 +167,25 @@ def reduced(scan: Scan, view: View, *, fine: bool, most: int = OVERVIEW, largest
         most: samples along each axis.
         largest: take the value of largest magnitude instead of the mean, so that nothing outstanding is lost.
     """
-    factor = view.fine if fine else (1, 1)
-    high, wide = (n * f for n, f in zip(view.size, factor, strict=True))
+    high, wide = (n * f for n, f in zip(view.size, view.fine if fine else (1, 1), strict=True))
     share = max(1, -(-max(high, wide) // most))
-    step = max(1, STRIP // (share * wide)) * share
-    strips = []
+    parts = strips(scan, view, fine=fine, rows=share)
+    return np.concatenate([_pooled(v, share, largest=largest) if share > 1 else v for v in parts]), share
+
+
+def strips(scan: Scan, view: View, *, fine: bool, rows: int = 1) -> Iterator[Plane]:
+    """The whole plane from top to bottom, about four million samples at a time, as calibrated values; holes NaN.
+
+    Args:
+        scan, view, fine: as in `reduced`.
+        rows: each strip but the last has a multiple of so many.
+    """
+    high, wide = (n * f for n, f in zip(view.size, view.fine if fine else (1, 1), strict=True))
+    step = max(1, STRIP // (rows * wide)) * rows
     for top in range(0, high, step):
         region = list(view.region(slice(0, 1), slice(0, view.size[1]), fine=fine))
         region[view.shown[0]] = slice(top, min(high, top + step))
-        values = calibrated(scan.intensity, scan.read(tuple(region))).reshape(-1, wide)
-        strips.append(_pooled(values, share, largest=largest) if share > 1 else values)
-    return np.concatenate(strips), share
+        yield calibrated(scan.intensity, scan.read(tuple(region))).reshape(-1, wide)
 
 
 def _pooled(values: Plane, share: int, *, largest: bool) -> Plane:
