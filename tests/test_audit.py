@@ -113,9 +113,11 @@ def test_methods_and_maps_are_those_of_the_run(made: tuple[Audit, Path]) -> None
         "departure from cubic",
         "departure from the parent",
         "departure from the parent's interval",
+        "detail beside the parent",
         "half width of the interval",
         "null-space energy, band 1: periods of 1 to 2 coarse samples",
         "null-space energy, band 2: periods above 2 coarse samples",
+        "unseen detail",
     ]
     assert found.exit_code == 0
     scored = {row["method"]: {n for n in found.maps if row[n] is not None} for row in found.candidates}

@@ -175,6 +175,8 @@ def test_names_units_and_grids() -> None:
     found = suspicions(low, fine, parent=Cubic((2, 2)))
     assert [s.name for s in found] == [
         "departure from the parent",
+        "detail beside the parent",
+        "unseen detail",
         "null-space energy, band 1: periods of 1 to 2 coarse samples",
         "null-space energy, band 2: periods above 2 coarse samples",
         "departure from cubic",
@@ -182,10 +184,11 @@ def test_names_units_and_grids() -> None:
     for one in found:
         assert one.scan.shape == fine.shape
         assert one.scan.grid == fine.grid
-        assert one.scan.intensity.units == "sigma of the coarse noise"
+        share = "detail" in one.name
+        assert one.scan.intensity.units == ("share of the local detail" if share else "sigma of the coarse noise")
         assert one.scan.read().min() >= 0
-    assert "0.52 to 1.04 um" in found[1].note
-    assert "assumed: the mean" in found[1].note
+    assert "0.52 to 1.04 um" in found[3].note
+    assert "assumed: the mean" in found[3].note
     # the same upscaler under two names
     assert np.array_equal(found[0].scan.read(), found[-1].scan.read())
 
@@ -195,7 +198,7 @@ def test_blocks_give_what_the_whole_gives(factor: tuple[int, ...], monkeypatch: 
     low, fine = scans(factor)
     degradation = Degradation(factor, kernel=BLURRED)
     whole = [s.scan.read() for s in suspicions(low, fine, degradation=degradation, parent=Cubic(factor))]
-    monkeypatch.setattr("medsr.trust.invention.WORK", 1 << 12)
+    monkeypatch.setattr("medsr.trust.pair.WORK", 1 << 12)
     parts = suspicions(low, fine, degradation=degradation, parent=Cubic(factor))
     for one, other in zip(whole, parts, strict=True):
         block: Any = other.scan.data
@@ -247,7 +250,7 @@ def test_holes_stay_holes_and_blocks_agree_on_them(monkeypatch: pytest.MonkeyPat
     values[0, 80:82, 80:82] = 0
     low, fine = Scan(coarse, low.grid, line), Scan(values, fine.grid, line)
     whole = suspicions(low, fine, parent=Cubic((2, 2)))
-    monkeypatch.setattr("medsr.trust.invention.WORK", 1 << 11)
+    monkeypatch.setattr("medsr.trust.pair.WORK", 1 << 11)
     parts = suspicions(low, fine, parent=Cubic((2, 2)))
     for one, other in zip(whole, parts, strict=True):
         found = one.scan.read()

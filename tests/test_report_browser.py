@@ -138,7 +138,7 @@ def test_another_pair_is_chosen(page: Any) -> None:
 
 
 def test_maps_are_layers_too_and_their_names_do_not_meet(page: Any) -> None:
-    for side, name in (("left", "interval width"), ("right", "invention: null-space energy")):
+    for side, name in (("left", "interval width"), ("right", "invention: unseen detail")):
         page.locator(f"select[data-side={side}]").select_option(name)
         assert page.locator(f".layer.{side} img").evaluate("i => i.naturalWidth") == 384
     left, right, stage = box(page, ".tag.left"), box(page, ".tag.right"), box(page, ".stage")

@@ -156,12 +156,12 @@ def test_damaged_intervals_are_said(job: Path, tmp_path: Path) -> None:
 
 
 def test_maps_of_inventions_are_found(job: Path, whole: Checked) -> None:
-    assert "Invention: departure from the parent" in whole.text
-    assert "It shows what the adversarial training added" in whole.text
+    assert "Invention: detail beside the parent" in whole.text
+    assert "1 detail it has nothing of" in whole.text
     assert "True detail finer than the measurement counts as much as invented detail" in whole.text
     assert list(layers(whole)) == [
-        "Measured", "Cubic", "Estimate", "Truth", "Consistency", "Interval width", "Departure from the parent",
-        "Null-space energy",
+        "Measured", "Cubic", "Estimate", "Truth", "Consistency", "Interval width", "Detail beside the parent",
+        "Unseen detail",
     ]  # fmt: skip
     low, estimate = medsr.read_scan(job / "cells.ome.tif"), medsr.read_scan(result(job))
     line = replace(low.intensity, black=estimate.intensity.black, white=estimate.intensity.white)
@@ -171,10 +171,11 @@ def test_maps_of_inventions_are_found(job: Path, whole: Checked) -> None:
         device="cpu",
     )  # fmt: skip
     plane = material_of(result(job), low=low).view.index[0]
-    for one, title in ((found[0], "Departure from the parent"), (found[1], "Null-space energy")):
+    for title in ("Detail beside the parent", "Unseen detail"):
+        (one,) = [each for each in found if each.name == title.lower()]
         values = one.scan.read()[plane]
         assert values.max() > 0
-        expected = picture(map_png(values, float(np.percentile(values, 99.5)), diverging=False))
+        expected = picture(map_png(values, 1.0, diverging=False))
         assert np.array_equal(np.asarray(layers(whole)[title].convert("RGB")), np.asarray(expected.convert("RGB")))
 
 
@@ -222,7 +223,7 @@ def test_of_a_large_plane_the_region_alone_is_computed(
         maps[SPACE].scan.read()
     page = read(write_report(result(job), out=tmp_path, low=job / "cells.ome.tif"))
     assert page.text.count("Of the enlarged region alone: the whole plane would take too long to compute.") == 1
-    assert layers(page)["Null-space energy"].size == (64, 64)
+    assert layers(page)["Unseen detail"].size == (64, 64)
 
 
 def test_depth_that_is_computed_too_counts(job: Path) -> None:

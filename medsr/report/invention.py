@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PARENT", "SPACE", "Parent", "computed", "found_maps", "parent_for"]
 
-PARENT, SPACE = "invention: departure from the parent", "invention: null-space energy"
+PARENT, SPACE = "invention: detail beside the parent", "invention: unseen detail"
 
 WHOLE = 1 << 22
 """Fine samples that are computed for the map of a whole plane, at most: what the enlarged region alone may cost, which
-meets up to four blocks of a million. Null-space energy takes about two seconds of one core for a million of them, the
-departure from a parent what the parent takes to make them."""
+meets up to four blocks of a million. Unseen detail takes about two seconds of one core for a million of them, detail
+beside a parent what the parent takes to make them."""
 DEEP = 101
 """Fine samples of a block along a hidden axis that is computed with the plane: the cube root of a million."""
 
@@ -68,7 +68,8 @@ def parent_for(material: Material, checkpoint: Path | str | None) -> Parent:
 def found_maps(material: Material, parent: Parent, degradation: Any) -> tuple[dict[str, Map], dict[str, str]]:
     """Maps of suspected inventions that need no truth, by title; and by title why there is none.
 
-    Both are in sigma of the noise of the measured scan. Where more than `WHOLE` samples would have to be computed for
+    Both are shares of the local detail: of the maps that need no truth they are those that an audit on real scans found
+    to tell inventions best. Where more than `WHOLE` samples would have to be computed for
     the plane, a map holds the enlarged region alone.
 
     Args:
@@ -91,14 +92,13 @@ def found_maps(material: Material, parent: Parent, degradation: Any) -> tuple[di
         return {}, {**absent, SPACE: f"Not computed: {error}."}
     maps = {}
     if parent.upscaler is not None:
-        maps[PARENT] = _held(material, _named(found, "departure from the parent"))
-    maps[SPACE] = _held(material, _named(found, "null-space energy, band 1"))
+        maps[PARENT] = _held(material, _named(found, "detail beside the parent"))
+    maps[SPACE] = _held(material, _named(found, "unseen detail"))
     return maps, absent
 
 
-def _named(found: Sequence[Suspicion], start: str) -> Suspicion:
-    """The first of a name; bands come finest first."""
-    return next(one for one in found if one.name.startswith(start))
+def _named(found: Sequence[Suspicion], name: str) -> Suspicion:
+    return next(one for one in found if one.name == name)
 
 
 def _held(material: Material, one: Suspicion) -> Map:
@@ -110,7 +110,7 @@ def _held(material: Material, one: Suspicion) -> Map:
     region = view.region(view.rows, view.columns, fine=True) if region_only else plane
     data = Placed(one.scan.read(region), region, material.estimate.shape)
     note = one.note.replace(" um", " µm")
-    return Map(Scan(data, one.scan.grid, one.scan.intensity), note=note, region_only=region_only)
+    return Map(Scan(data, one.scan.grid, one.scan.intensity), limit=1.0, note=note, region_only=region_only)
 
 
 def computed(material: Material, region: Region) -> int:

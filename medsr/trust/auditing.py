@@ -41,6 +41,8 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 StructureKind = Kinds
 STRUCTURE_KINDS: tuple[Kinds, ...] = get_args(Kinds)
+BOXES = 2
+"""Coarse samples that the boxes of the shares of detail reach beyond what they are taken of."""
 STREAMS = 1 << 16
 """Keeps the random numbers of one seed's fields apart from those of the next seed's."""
 
@@ -280,7 +282,7 @@ def _window(field: Field, trial: Trial, setting: _Setting) -> Region:
     """The field in the coarse scan, with the context that methods and maps need to give what the whole scan gives."""
     space = NullSpace(trial.degradation)
     reaches = [space.halo, *(tuple(k.halo) for m in setting.methods.values() for k in _all(m))]
-    halo = [max(reach[axis] for reach in reaches) for axis in (-2, -1)]
+    halo = [BOXES + max(reach[axis] for reach in reaches) for axis in (-2, -1)]
     inner = field.coarse(trial.factor)
     spans = [
         slice(max(0, s.start - h), min(n, s.stop + h))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medsr.checkpoint import TrainedUpscaler, load_checkpoint, load_upscaler
 from medsr.consistency.assumed import (
@@ -18,18 +16,15 @@ from medsr.consistency.assumed import (
     assumed_noise,
     degradation_words,
     factor_between,
-    noise_variance,
 )
 from medsr.consistency.noise_curve import NoiseCurve, rounding_sd
-from medsr.holes import refined
-from medsr.io.lazy import BlockArray
 from medsr.methods.interpolation import Cubic
-from medsr.plan import Device, Plan, plan
-from medsr.scan import Factor, Intensity, Region, Scan
+from medsr.plan import Device
+from medsr.scan import Factor, Region, Scan
 from medsr.trust.distances import Bound, LearnedWidths
 from medsr.trust.nullspace import Band, NullSpace
+from medsr.trust.pair import Around, Made, Pair, Share, Sheet
 from medsr.upscaler import checkpoints_of, describe
-from medsr.upscaling import upscaled_blocks
 
 if TYPE_CHECKING:
     from medsr.degradation import Degradation, DegradationRange, PoissonGaussian, SecondOrder
@@ -39,11 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Suspicion", "find_parent", "parent_of", "suspicions"]
 
 Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-At = Callable[[Region], Floats]
 
-WORK = 1 << 20
-"""Fine samples computed at a time."""
+SHARE = "share of the local detail"
 SIGMA = "sigma of the coarse noise"
 PIXEL = "pixel.ckpt"
 """What a training leaves of its pixel phase."""
@@ -77,9 +69,10 @@ def suspicions(
 ) -> tuple[Suspicion, ...]:
     """Maps of where a result may have been invented, from the scan, the result and networks alone.
 
-    In this order, as far as there is what they need: the departure from the parent, the interval, the null-space energy
-    of each band (finest first, see `NullSpace`), the departure from cubic. None of them sees the truth: they say where
-    a method decided by itself, not whether it decided wrongly. Which one finds inventions is a question to an audit.
+    In this order, as far as there is what they need: the departure from the parent, the interval, the share of local
+    detail that the parent has not, the share that no measurement speaks for, the null-space energy of each band
+    (finest first, see `NullSpace`), the departure from cubic. None of them sees the truth: they say where a method
+    decided by itself, not whether it decided wrongly. Which one finds inventions is a question to an audit.
 
     Maps in sigma are divided by the standard deviation of the coarse scan's noise at the level measured there: the one
     given, that of a given `Degradation` with noise, else estimated from the scan (`estimate_noise`).
@@ -104,26 +97,33 @@ def suspicions(
     factor = factor_between(low, estimate)
     known = assumed_degradation(degradation, factor, estimate)
     model, said_of_noise = assumed_noise(noise, degradation, known, low)
-    here = _Pair(low, estimate, factor, model)
+    here = Pair(low, estimate, factor, model)
     made = []
     if parent is not None:
         made.append(
-            here.map("departure from the parent", here.departure(parent, device=device), SIGMA, _parent_note(parent))
+            Suspicion(
+                "departure from the parent",
+                here.map(here.departure(parent, device=device), SIGMA),
+                _parent_note(parent),
+            )
         )
     if intervals is not None:
         made.append(_interval(here, intervals, parent, device=device))
     space = NullSpace(known)
-    energies = here.blocks(_Energies(here, space), bands=len(space.bands))
+    if parent is not None:
+        made.append(_share_beside(here, parent, space.factor, device=device))
+    made.append(_share_unseen(here, space))
+    energies = here.blocks(_energies(here, space), bands=len(space.bands))
     said = f"{degradation_words(known, given=degradation is not None)}; {said_of_noise}"
     for index, band in enumerate(space.bands):
-        data = _Sheet(energies, index)
-        made.append(here.shown(f"null-space energy, {band}", data, SIGMA, _band_note(band, low, said)))
+        data = Sheet(energies, index)
+        made.append(Suspicion(f"null-space energy, {band}", here.shown(data, SIGMA), _band_note(band, low, said)))
     cubic = Cubic(known.factor)
     note = (
         "How far the result lies from cubic interpolation of the measured scan. Every method that sharpens departs "
         "from it at every edge, rightly or wrongly."
     )
-    made.append(here.map("departure from cubic", here.departure(cubic, device="cpu"), SIGMA, note))
+    made.append(Suspicion("departure from cubic", here.map(here.departure(cubic, device="cpu"), SIGMA), note))
     return tuple(made)
 
 
@@ -185,13 +185,13 @@ def _band_note(band: Band, low: Scan, said: str) -> str:
 
 
 def _interval(
-    here: _Pair, intervals: Intervals | LearnedWidths, parent: Upscaler | None, *, device: Device
+    here: Pair, intervals: Intervals | LearnedWidths, parent: Upscaler | None, *, device: Device
 ) -> Suspicion:
     if isinstance(intervals, LearnedWidths):
         bounds, made_by = (Bound(intervals, "lower"), Bound(intervals, "upper")), intervals.inner
     else:
         bounds, made_by = (intervals.lower, intervals.upper), intervals.upscaler
-    ends = [_Made(here.low, end, here.factor, device=device) for end in bounds]
+    ends = [Made(here.low, end, here.factor, device=device) for end in bounds]
     line = here.low.intensity
     least = math.sqrt(3) * rounding_sd(line)  # half a gray level: an interval is never narrower than its rounding
     promise = bounds[0].promise
@@ -214,168 +214,43 @@ def _interval(
             f"How far the result lies from the middle of the interval of the network it went on from ({promise}); "
             "above 1 it lies outside. What the parent did not know either is inside."
         )
-        return here.map("departure from the parent's interval", departed, "half widths", note)
+        return Suspicion("departure from the parent's interval", here.map(departed, "half widths"), note)
     note = (
         f"Half the width of the interval ({promise}). It says how far off the result may be, not that it is; a "
         "structure that was invented within it does not show."
     )
-    return here.map("half width of the interval", relative, SIGMA, note)
+    return Suspicion("half width of the interval", here.map(relative, SIGMA), note)
 
 
-class _Pair:
-    """A scan and its result, read in unit intensity; maps of both."""
+def _energies(here: Pair, space: NullSpace) -> Around:
+    """Energies of the bands, in sigma."""
 
-    def __init__(self, low: Scan, estimate: Scan, factor: Factor, model: PoissonGaussian | NoiseCurve) -> None:
-        self.low, self.estimate, self.factor, self.model = low, estimate, factor, model
-        self.block = _block(low.shape, factor)
+    def made(unit: Floats, region: Region) -> Floats:
+        return np.asarray(space.energies(unit) / here.sigma(region))
 
-    def fine(self, region: Region) -> Region:
-        """A region of the coarse scan in fine samples."""
-        return tuple(slice(r.start * f, r.stop * f) for r, f in zip(region, self.factor, strict=True))
-
-    def unit(self, region: Region) -> Floats:
-        """The result in a region of the coarse scan; holes NaN."""
-        return _unit(self.estimate, self.fine(region))
-
-    def sigma(self, region: Region) -> Floats:
-        """Standard deviation of the noise on the fine grid; NaN in holes of the scan."""
-        level = _unit(self.low, region)
-        known = np.isfinite(level)
-        spread = np.sqrt(noise_variance(self.model, np.where(known, level, 0.0), self.low.intensity))
-        return np.asarray(refined(np.where(known, spread, np.nan), self.factor))
-
-    def departure(self, upscaler: Upscaler, *, device: Device) -> At:
-        """How far the result lies from that of an upscaler, in sigma."""
-        other = _Made(self.low, upscaler, self.factor, device=device)
-        return lambda region: np.abs(self.unit(region) - other.at(region)) / self.sigma(region)
-
-    def blocks(self, at: At, *, bands: int = 0) -> BlockArray:
-        """A lazy array on the grid of the result; with `bands` along a first axis."""
-        fine = tuple(b * f for b, f in zip(self.block, self.factor, strict=True))
-        lead = (bands,) if bands else ()
-
-        def load(index: tuple[int, ...]) -> NDArray[Any]:
-            spans = zip(index[len(lead) :], self.block, self.low.shape, strict=True)
-            region = tuple(slice(i * b, min(n, (i + 1) * b)) for i, b, n in spans)
-            return np.asarray(at(region), np.float32)
-
-        itemsize = np.dtype(np.float32).itemsize
-        return BlockArray(
-            (*lead, *self.estimate.shape),
-            np.dtype(np.float32),
-            block=(*lead, *fine),
-            load=load,
-            keep=math.prod((*lead, *fine)) * itemsize,
-        )
-
-    def map(self, name: str, at: At, units: str, note: str) -> Suspicion:
-        """A map computed from regions of the coarse scan."""
-        return self.shown(name, self.blocks(at), units, note)
-
-    def shown(self, name: str, data: Any, units: str, note: str) -> Suspicion:
-        """A map of values that are there."""
-        line = Intensity(0.0, 1.0, np.dtype(np.float32), units=units)
-        return Suspicion(name, Scan(data, self.estimate.grid, line), note)
+    return Around(here, space.halo, made)
 
 
-class _Energies:
-    """Energies of the bands in a region of the coarse scan, in sigma."""
+def _share_beside(here: Pair, parent: Upscaler, factor: Factor, *, device: Device) -> Suspicion:
+    other = Made(here.low, parent, here.factor, device=device)
 
-    def __init__(self, here: _Pair, space: NullSpace) -> None:
-        self.here, self.space = here, space
-        self.halo = (*[0] * (len(here.factor) - len(space.factor)), *space.halo)
+    def departed(unit: Floats, region: Region) -> Floats:
+        apart = unit - other.at(region)
+        return np.where(np.isfinite(apart), apart, 0.0)  # holes are left out in the end
 
-    def __call__(self, region: Region) -> Floats:
-        outer = self._around(region, 1)
-        unit = self.here.unit(outer)
-        if np.isnan(unit).all():
-            inner = tuple((r.stop - r.start) * f for r, f in zip(region, self.here.factor, strict=True))
-            return np.full((len(self.space.bands), *inner), np.nan)
-        if np.isnan(unit).any():
-            outer = self._around(region, 3)  # so that the sample a hole is filled with is the same for every block
-            unit = self.here.unit(outer)
-        holes = np.isnan(unit)
-        if holes.any():
-            unit = _filled(unit, holes, dims=len(self.space.factor))
-        energies = self.space.energies(unit)
-        energies[:, holes] = np.nan
-        inside = tuple(slice(r.start - o.start, r.stop - o.start) for r, o in zip(region, outer, strict=True))
-        return np.asarray(energies[(slice(None), *self.here.fine(inside))] / self.here.sigma(region))
-
-    def _around(self, region: Region, times: int) -> Region:
-        spans = zip(region, self.halo, self.here.low.shape, strict=True)
-        return tuple(slice(max(0, r.start - times * h), min(n, r.stop + times * h)) for r, h, n in spans)
+    share = Share(here, factor, departed)
+    note = (
+        "Local root mean square of the departure from the parent over that of all detail there: 0 is detail that the "
+        "parent has too, 1 detail it has nothing of. Strong and faint structures are judged alike."
+    )
+    return Suspicion("detail beside the parent", here.map(Around(here, share.halo, share), SHARE), note)
 
 
-class _Made:
-    """What an upscaler makes of a region of the scan, rounded as a result is; in unit intensity, holes NaN."""
-
-    def __init__(self, low: Scan, upscaler: Upscaler, factor: Factor, *, device: Device) -> None:
-        own = low.grid.pad_factor(tuple(upscaler.factor))
-        if own != factor:
-            raise ValueError(
-                f"{describe(upscaler)}: expected the factor {factor} between scan and result, found {own}; give the "
-                "parent and the intervals of the method that made the result"
-            )
-        self.low, self.upscaler, self.factor, self.device = low, upscaler.adapt(low), factor, device
-        self._plan: Plan | None = None
-
-    def at(self, region: Region) -> Floats:
-        """A region of the coarse scan on the fine grid."""
-        if self._plan is None:
-            self._plan = plan(self.low, self.upscaler, device=self.device)
-        target = tuple(slice(r.start * f, r.stop * f) for r, f in zip(region, self.factor, strict=True))
-        line = self.low.intensity
-        stored = np.empty([t.stop - t.start for t in target], line.dtype)
-        blocks = upscaled_blocks(self.low, self.upscaler, chosen=self._plan, device=self.device, target=target)
-        for place, values in blocks:
-            stored[tuple(slice(p.start - t.start, p.stop - t.start) for p, t in zip(place, target, strict=True))] = (
-                values
-            )
-        return _in_unit(line, stored)
-
-
-class _Sheet:
-    """One entry of a lazy array's first axis."""
-
-    def __init__(self, whole: BlockArray, index: int) -> None:
-        self.whole, self.index = whole, index
-        self.shape, self.dtype = whole.shape[1:], whole.dtype
-
-    def __getitem__(self, region: Any, /) -> NDArray[Any]:
-        rest = region if isinstance(region, tuple) else (region,)
-        return self.whole[(self.index, *rest)]
-
-
-def _unit(scan: Scan, region: Region) -> Floats:
-    return _in_unit(scan.intensity, scan.read(region))
-
-
-def _in_unit(line: Intensity, stored: NDArray[Any]) -> Floats:
-    unit = line.to_unit(stored).astype(np.float64)
-    if line.may_have_holes:
-        unit[line.holes(stored)] = np.nan
-    return unit
-
-
-def _filled(unit: Floats, holes: Bools, *, dims: int) -> Floats:
-    """Each hole with the nearest sample of its own plane or stack; one of holes alone with 0."""
-    filled = np.where(holes, 0.0, unit)
-    lead = unit.shape[: unit.ndim - dims]
-    for index in np.ndindex(lead):
-        own = holes[index]
-        if own.any() and not own.all():
-            nearest = ndimage.distance_transform_edt(own, return_distances=False, return_indices=True)
-            filled[index] = unit[index][tuple(nearest)]
-    return filled
-
-
-def _block(shape: Sequence[int], factor: Factor) -> tuple[int, ...]:
-    """Coarse samples computed at a time: planes of their own, volumes where depth is refined."""
-    first = min((i for i, f in enumerate(factor) if f > 1), default=len(factor) - 1)
-    lead = min(first, max(0, len(shape) - 2))
-    block = [1] * lead + list(shape[lead:])
-    while math.prod(block) * math.prod(factor) > WORK and max(block) > 1:
-        axis = max(range(len(block)), key=lambda a: block[a])
-        block[axis] = -(-block[axis] // 2)
-    return tuple(block)
+def _share_unseen(here: Pair, space: NullSpace) -> Suspicion:
+    share = Share(here, space.factor, lambda unit, _region: space.part(unit))
+    halo = tuple(map(sum, zip(share.halo, space.halo, strict=True)))
+    note = (
+        "Local root mean square of the part of the result that no measurement speaks for or against, over that of all "
+        "detail there. True detail finer than the measurement counts as much as invented detail."
+    )
+    return Suspicion("unseen detail", here.map(Around(here, halo, share), SHARE), note)
