@@ -127,6 +127,8 @@ def upscale_folder(
     if isinstance(target, Folder) and target.path.exists() and not target.path.is_dir():
         raise ValueError(f"{out}: expected a folder for the results, found a file; give --out another name")
     options = options or OutputOptions()
+    if pseudonyms is not None:
+        pseudonyms.refuse_named(options.series)
     results = target.path if isinstance(target, Folder) else None
     find = find_all if pseudonyms is None else pseudonyms.find_all
     sources = find(paths, out=results, stack=options.stack)

@@ -115,6 +115,8 @@ def evaluate(
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder for the scores, found a file; give --out another name")
     known = frozenset(trained_on).union(*(learned_from(one) for _, one in methods))
+    if pseudonyms is not None:
+        pseudonyms.refuse_named(series)
     sources = find_all(paths, out=out) if pseudonyms is None else pseudonyms.find_all(paths, out=out)
     out.mkdir(parents=True, exist_ok=True)
     setting = _Setting(methods, factor, degradation, out, series, memory, device, note or _silent, tick or _untold)

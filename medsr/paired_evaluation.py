@@ -175,6 +175,8 @@ def evaluate_pairs(
     (factor,) = factors
     if not any(isinstance(each, Cubic) for each in methods.values()):
         methods = {"cubic": Cubic(factor), **methods}
+    if pseudonyms is not None:
+        pseudonyms.refuse_named(series)
     pairs = find_pairs(folder) if pseudonyms is None else _renamed(folder, pseudonyms, out)
     out.mkdir(parents=True, exist_ok=True)
     setting = _Setting(methods, factor, line, rule, out, series, memory, device, note or (lambda _: None))

@@ -204,16 +204,14 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]
     _write(path, text.getvalue())
 
 
-def write_provenance(
-    out: Path, methods: Mapping[str, Upscaler], inputs: Mapping[str, str], **settings: str | float | None
-) -> None:
+def write_provenance(out: Path, methods: Mapping[str, Upscaler], inputs: Mapping[str, str], **settings: Any) -> None:
     """Say beside the scores where they come from: `out/provenance.json`; no time, no path, no name of a file.
 
     Args:
         out: the folder of the scores.
         methods: by their names in the table, as they were given: what they are told of a scan is not in their hash.
         inputs: SHA-256 of the files of each scan (`input_digest`), by its name in the table.
-        settings: what else decides the figures, in words.
+        settings: what else decides the figures, plain JSON.
     """
     known = {
         name: {

@@ -163,20 +163,20 @@ def print_blurs(rows: Iterable[Mapping[str, Any]]) -> None:
 
 def print_audit(done: medsr.Audit) -> None:
     """What was kept, lost, back and invented, a line a method; then how well each map tells it."""
-    names = ("kept", "lost", "recovered", "back")
+    names = ("kept", "kept_low", "kept_high", "recovered", "back", "real_by_chance")
+    counts = ("planted", "seen", "real", "undecided", "invented")
     everything = [row for row in done.kept if row["kind"] == "all" and row["cnr"] == "all"]
     if not everything:
         return
-    heads = ("method", "planted", "seen", *names, "invented", "a megasample")
+    heads = ("method", *(name.replace("_", " ") for name in (*counts, *names)), "invented a megasample")
     print_table(
         heads,
         [
             (
                 row["method"],
-                *(str(row[name]) for name in ("planted", "seen")),
+                *(str(row[name]) for name in counts),
                 *("" if row[name] is None else f"{row[name]:.2f}" for name in names),
-                str(row["invented"]),
-                f"{row['invented_per_megasample']:.1f}",
+                f"{row['invented_per_megasample'] or 0:.1f}",
             )
             for row in everything
         ],
@@ -188,11 +188,8 @@ def print_audit(done: medsr.Audit) -> None:
     ]
     print_table(("method", "band", "energy", "agreement"), figures)
     typer.echo("ROC area of maps that need no truth: invented against real; 0.5 tells nothing")
-    cells = []
-    for name in done.maps:
-        with_map = [m for m in done.methods if any(r["method"] == m and r["map"] == name for r in done.areas)]
-        cells += [(name, method, str(done.area(method, name))) for method in with_map]
-    print_table(("map", "method", "area"), cells)
+    areas = [(name, method, done.area(method, name)) for name in done.maps for method in done.methods]
+    print_table(("map", "method", "area"), [(n, m, str(found)) for n, m, found in areas if found is not None])
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

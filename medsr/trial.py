@@ -31,9 +31,23 @@ class Trial:
     """A scan, cut to whole coarse samples, and the coarse scan made from it; frame by frame.
 
     A frame is what is degraded and measured at once: the last two axes, or three for a factor of three entries.
+
+    Args:
+        scan: the fine one.
+        factor: fine samples for each coarse one.
+        degradation: a range stands for its middle; None: the mean over each coarse sample.
+        seed: of the noise, beside the number of the frame; (): that number alone.
     """
 
-    def __init__(self, scan: Scan, factor: Factor, degradation: Degradation | DegradationRange | None) -> None:
+    def __init__(
+        self,
+        scan: Scan,
+        factor: Factor,
+        degradation: Degradation | DegradationRange | None,
+        *,
+        seed: Sequence[int] = (),
+    ) -> None:
+        self._seed = tuple(seed)
         scan = _with_holes(scan)
         self.scan = scan
         self.axes = len(factor)
@@ -112,7 +126,8 @@ class Trial:
     def _coarse_frame(self, block: Index) -> Array:
         index = block[: self.lead]
         number = int(np.ravel_multi_index(index, self.shape[: self.lead])) if index else 0
-        unit = self.degraded(self.scan.intensity.to_unit(self.fine(index)), seed=number)
+        seed = int(np.random.SeedSequence([*self._seed, number]).generate_state(1)[0]) if self._seed else number
+        unit = self.degraded(self.scan.intensity.to_unit(self.fine(index)), seed=seed)
         return self.scan.intensity.to_stored(unit).reshape((1,) * self.lead + unit.shape)
 
 

@@ -216,6 +216,37 @@ def test_what_the_file_can_hold_is_never_left() -> None:
     assert np.array_equal(signed.stored + 2048, found.stored)
 
 
+@pytest.mark.parametrize(("signed", "padding"), [(False, 0), (True, 0), (False, 3300)])
+def test_a_padded_file_holds_no_more_than_its_line_says(*, signed: bool, padding: int) -> None:
+    """Padding makes floats of a trial's scan, in which anything can be stored; in the file it cannot."""
+    scan = twelve_bits(signed=signed)
+    data = scan.read().copy()
+    low = int(scan.intensity.black)
+    padding += low
+    data[data == padding] += 1
+    data[100:160, 200:260] = padding
+    scan = replace(scan, data=data, intensity=replace(scan.intensity, padding=(padding, padding)))
+    trial = Trial(scan, FACTOR, None)
+    assert trial.scan.intensity.dtype.kind == "f"
+    survey, ladders = survey_of(trial), ladders_of(trial.scan)
+    (field,) = fields_of(trial, survey, count=1, seed=0)
+    loose, found = (
+        plant(trial, field, survey, ladders, planted=60, removed=8, seed=0, line=line)
+        for line in (None, scan.intensity)
+    )
+    assert loose.stored[np.isfinite(loose.stored)].max() > low + 4095  # what went wrong
+    assert found.stored.dtype == trial.scan.intensity.dtype
+    assert len(found.planted) > 15
+    values = found.stored[np.isfinite(found.stored)]
+    assert values.min() >= low
+    assert not (values == padding).any()  # what is planted is no hole
+    assert values.max() <= low + 4095
+    assert np.array_equal(values, np.rint(values))
+    assert (found.altered != found.plain)[np.isfinite(found.plain)].any()
+    assert found.rounding == pytest.approx(1 / 4095 / np.sqrt(12))
+    assert np.array_equal(found.altered, trial.scan.intensity.to_unit(found.stored), equal_nan=True)
+
+
 @pytest.mark.parametrize("kind", ["padding", "nan"])
 def test_holes_are_never_touched(kind: str) -> None:
     scan = mammogram()

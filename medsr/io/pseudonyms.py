@@ -106,6 +106,18 @@ class Pseudonyms:
         with self.quiet():
             return self.rename(find_all(paths, out=out, stack=stack), out=out)
 
+    def refuse_named(self, series: str | int | None) -> None:
+        """Refuse a series that is asked for by name: what is asked for is recorded, and a name may say who it is.
+
+        Raises:
+            ValueError: it is no number.
+        """
+        if isinstance(series, str) and not series.isdigit():
+            raise ValueError(
+                "series: expected its number with pseudonyms, found a name, which would be recorded with the results; "
+                "give the number (medsr inspect names what a file holds)"
+            )
+
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """While it lasts, what the readers log names no file or folder."""

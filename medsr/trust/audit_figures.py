@@ -64,7 +64,7 @@ def field_png(
     ladders: Sequence[Ladder],
     *,
     low: Array,
-    estimates: Mapping[str, Array],
+    estimates: Mapping[str, tuple[Array, Array]],
     candidates: Sequence[Candidate],
     title: str,
     spacing_um: tuple[float | None, float | None],
@@ -76,13 +76,15 @@ def field_png(
         done: the field.
         ladders: what was planted.
         low: the coarse field, (y, x), unit intensity.
-        estimates: of the altered scan in the field, (y, x), unit intensity, by method.
+        estimates: of the plain and the altered scan in the field, (y, x), unit intensity, by method; the second of
+            them is shown.
         candidates: of these estimates, in samples of the field.
         title: headline.
         spacing_um: of fine samples along y and x; None: unknown, no scale bar.
     """
     box = _busiest(done)
-    planes: dict[str, Array] = {"truth": done.plain, "truth, altered": done.altered, "coarse": low, **estimates}
+    planes: dict[str, Array] = {"truth": done.plain, "truth, altered": done.altered, "coarse": low}
+    planes |= {name: altered for name, (_, altered) in estimates.items()}
     window = gray_window(done.altered[box])
     rows = math.ceil(len(planes) / IN_A_ROW)
     columns = min(IN_A_ROW, len(planes))
@@ -138,9 +140,8 @@ def curves_png(path: Path, made: Audit) -> None:
 
 def _draw_kept(axes: Any, made: Audit) -> None:
     for index, method in enumerate(made.methods):
-        rows = [
-            r for r in made.kept if r["method"] == method and r["kind"] == "all" and r["cnr"] != "all" and r["seen"]
-        ]
+        mine = [row for row in made.kept if row["method"] == method and row["kind"] == "all" and row["cnr"] != "all"]
+        rows = drawn_rows(mine)
         x, y = ([row[key] for row in rows] for key in ("cnr", "kept"))
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         axes.plot(x, y, marker=marker, color=color, label=method, linewidth=1.5)
@@ -149,27 +150,35 @@ def _draw_kept(axes: Any, made: Audit) -> None:
     axes.set_ylim(-0.02, 1.02)
 
 
+def drawn_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a summary whose share of kept structures rests on enough of them to be drawn."""
+    return [row for row in rows if row["seen"] >= LEAST]
+
+
 def _draw_areas(axes: Any, made: Audit) -> None:
     names = list(made.maps)
+    drawn = False
     for index, method in enumerate(made.methods):
         offset = 0.7 * ((index + 0.5) / len(made.methods) - 0.5)
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         for at, name in enumerate(names):
-            if not any(r["method"] == method and r["map"] == name for r in made.areas):
-                continue
             found = made.area(method, name)
-            if found.reason:
+            if found is None or found.reason:
                 continue
-            color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
             y = len(names) - 1 - at - offset
-            axes.plot([found.low, found.high], [y, y], color=color, linewidth=1.5)
-            axes.plot(found.value, y, marker, color=color)
-    if not any(row["area"] is not None for row in made.areas):
+            if math.isfinite(found.low):
+                axes.plot([found.low, found.high], [y, y], color=color, linewidth=1.5)
+            axes.plot(
+                found.value, y, marker, color=color, markerfacecolor=color if math.isfinite(found.low) else "none"
+            )
+            drawn = True
+    if not drawn:
         axes.text(0.5, 0.5, "too few were invented to say", ha="center", va="center", transform=axes.transAxes)
     axes.axvline(0.5, color="#777777", linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(names)), [_wrapped(name) for name in reversed(names)])
     axes.set_ylim(-0.6, max(0.6, len(names) - 0.4))
     axes.set_xlim(0, 1)
-    axes.set_xlabel("ROC area: invented against real (0.5 tells nothing), 95 % interval")
+    axes.set_xlabel("ROC area: invented against real, 0.5 tells nothing; 95 % interval over scans (hollow: none)")
 
 
 def _wrapped(name: str) -> str:
@@ -209,7 +218,10 @@ Marks = list[tuple[str, tuple[float, float], float]]
 
 
 def _marks(
-    done: Planted, ladders: Sequence[Ladder], estimates: Mapping[str, Array], candidates: Sequence[Candidate]
+    done: Planted,
+    ladders: Sequence[Ladder],
+    estimates: Mapping[str, tuple[Array, Array]],
+    candidates: Sequence[Candidate],
 ) -> dict[str, Marks]:
     """What is drawn on each panel: (what, place in the field, radius in samples)."""
     steps = {ladder.kind: min(ladder.steps) for ladder in ladders}
@@ -219,7 +231,7 @@ def _marks(
             radius = 0.5 * each.length / steps[each.kind] + 4
             marks["truth, altered" if name == "planted" else "truth"].append((name, each.position, radius))
     corner = done.field.rows.start, done.field.columns.start
-    for verdict in verdicts_of(done, ladders, {name: (plane, plane) for name, plane in estimates.items()}):
+    for verdict in verdicts_of(done, ladders, estimates):
         if verdict.outcome in ("kept", "lost", "back"):
             there = verdict.structure
             place = there.position[0] - corner[0], there.position[1] - corner[1]

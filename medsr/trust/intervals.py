@@ -28,7 +28,7 @@ from medsr.trust.distances import Bound, Distances, Interval, LearnedWidths, Spr
 from medsr.trust.fitting import fit_widths
 from medsr.upscaler import Upscaler
 
-__all__ = ["FILE", "Intervals", "calibrate_run", "coverage", "load_intervals", "save_intervals"]
+__all__ = ["FILE", "Intervals", "calibrate_run", "coverage", "intervals_file", "load_intervals", "save_intervals"]
 
 FILE = "intervals.safetensors"
 """Name of the file beside a checkpoint."""
@@ -165,7 +165,7 @@ def save_intervals(run: Path | str, method: Distances, calibration: Calibration)
         weights |= {f"widths.{k}": v.detach().cpu().contiguous() for k, v in method.widths.state_dict().items()}
     elif isinstance(method, SpreadWidths):
         notes.floor = method.floor
-    path = _file_of(run)
+    path = intervals_file(run)
     data = to_safetensors(weights, metadata={"medsr": notes.model_dump_json()})
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -185,7 +185,7 @@ def load_intervals(run: Path | str) -> Intervals:
     Raises:
         CheckpointError: none were calibrated, the file is damaged or newer, or the checkpoint has other weights.
     """
-    path = _file_of(run)
+    path = intervals_file(run)
     upscaler = load_upscaler(run)
     try:
         with safe_open(path, framework="pt", device="cpu") as stored:
@@ -335,7 +335,8 @@ def coverage(
     return pooled(curves, groups, index, over=promised.over, constant=promised.coverage.constant_width)
 
 
-def _file_of(run: Path | str) -> Path:
+def intervals_file(run: Path | str) -> Path:
+    """Where the calibrated intervals of a run, or of a checkpoint file, lie."""
     run = Path(run)
     return (run if run.is_dir() else run.parent) / FILE
 

@@ -194,7 +194,7 @@ def _interval(
     ends = [Made(here.low, end, here.factor, device=device) for end in bounds]
     line = here.low.intensity
     least = math.sqrt(3) * rounding_sd(line)  # half a gray level: an interval is never narrower than its rounding
-    promise = bounds[0].promise
+    promise, promised = bounds[0].promise, not isinstance(intervals, LearnedWidths)
     weights = checkpoints_of(made_by)
     of_parent = parent is not None and bool(weights) and weights == checkpoints_of(parent)
 
@@ -214,12 +214,14 @@ def _interval(
             f"How far the result lies from the middle of the interval of the network it went on from ({promise}); "
             "above 1 it lies outside. What the parent did not know either is inside."
         )
-        return Suspicion("departure from the parent's interval", here.map(departed, "half widths"), note)
+        name = "departure from the parent's interval" if promised else "departure from the parent's learned widths"
+        return Suspicion(name, here.map(departed, "half widths"), note)
     note = (
         f"Half the width of the interval ({promise}). It says how far off the result may be, not that it is; a "
         "structure that was invented within it does not show."
     )
-    return Suspicion("half width of the interval", here.map(relative, SIGMA), note)
+    name = "half width of the interval" if promised else "half of the learned width"
+    return Suspicion(name, here.map(relative, SIGMA), note)
 
 
 def _energies(here: Pair, space: NullSpace) -> Around:

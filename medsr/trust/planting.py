@@ -61,8 +61,8 @@ class Planted:
     Attributes:
         field: where.
         planted, removed: positions in samples of the field.
-        plain, altered: the field in unit intensity, before and after, (y, x); rounded as the scan stores it.
-        stored: `altered` in the stored type.
+        plain, altered: the field in unit intensity, before and after, (y, x); rounded as the file stores it.
+        stored: `altered` in the stored type of the trial's scan.
         known: True where samples are judged: foreground, away from holes and from the border of the field.
         rounding: standard deviation of the rounding to stored values, in unit intensity.
     """
@@ -78,7 +78,15 @@ class Planted:
 
 
 def plant(
-    trial: Trial, field: Field, survey: Survey, ladders: Sequence[Ladder], *, planted: int, removed: int, seed: int
+    trial: Trial,
+    field: Field,
+    survey: Survey,
+    ladders: Sequence[Ladder],
+    *,
+    planted: int,
+    removed: int,
+    seed: int,
+    line: Intensity | None = None,
 ) -> Planted:
     """Plant structures in a field, and take real ones out of it.
 
@@ -86,7 +94,8 @@ def plant(
     standard deviations, with neighborhoods that do not overlap; each size and contrast comes as often as the others. A
     structure is brighter than what is around it in unit intensity, where bright is what the file shows bright:
     attenuating in a radiograph (also in one of MONOCHROME1, whose line falls), emitting in fluorescence. Where a
-    structure would leave the range that the scan can store another place is taken, and fewer are planted in the end.
+    structure would leave the range that the file can store, or meet its padding, another place is taken, and fewer are
+    planted in the end.
 
     Args:
         trial: the fine scan with its degradation.
@@ -95,13 +104,16 @@ def plant(
         ladders: kinds and sizes.
         planted, removed: how many, at most.
         seed: of places, directions and noise.
+        line: intensity line of the scan as its file stores it, for its limits and its rounding: a trial makes floats of
+            a scan with padding. None: that of the trial's scan.
     """
+    line = line or trial.scan.intensity
     stored = trial.scan.read(field.region).reshape(field.shape)
     plain = trial.scan.intensity.to_unit(stored)
     known = _judged(plain, survey)
     filters = [f for ladder in ladders for f in ladder.filters]
     responses = Responses(plain, max(f.reach for f in filters))
-    least = _rounding(trial.scan.intensity)
+    least = _rounding(line)
     busy = np.zeros(field.shape, np.float32)
     sigmas: dict[Filter, NDArray[np.float32]] = {}
     best = np.full(field.shape, -1, np.int16)
@@ -115,11 +127,11 @@ def plant(
         if each.kind != "filament":
             best[ratio > peak] = number
             np.maximum(peak, ratio, out=peak)
-    work = _Work(plain.astype(np.float64), known, busy, trial.scan.intensity, np.random.default_rng([seed, 2]))
+    work = _Work(plain.astype(np.float64), known, busy, line, np.random.default_rng([seed, 2]))
     gone = _remove(work, filters, sigmas, best, peak, ladders, removed)
     there = _plant(work, sigmas, ladders, planted)
-    values = trial.scan.intensity.to_stored(work.values)
-    values = np.where(work.touched, values, stored).astype(stored.dtype)
+    values = stored.copy()
+    values[work.touched] = line.to_stored(work.values[work.touched])
     altered = trial.scan.intensity.to_unit(values)
     return Planted(field, tuple(there), tuple(gone), plain, altered, values, known, least)
 
@@ -168,13 +180,14 @@ class _Work:
         values: Floats,
         known: NDArray[np.bool_],
         busy: NDArray[np.float32],
-        intensity: Intensity,
+        line: Intensity,
         generator: np.random.Generator,
     ) -> None:
         self.values, self.known, self.busy, self.generator = values, known, busy, generator
         self.taken = np.zeros(values.shape, bool)
         self.touched = np.zeros(values.shape, bool)
-        self.least, self.most = _limits(intensity)
+        self.line = line
+        self.least, self.most = _limits(line)
 
     def free(self, box: Box, around: NDArray[np.bool_], *, quiet: bool) -> bool:
         """Whether a neighborhood lies inside, on known samples, apart from all others and, if asked, quiet."""
@@ -196,6 +209,8 @@ class _Work:
         changed = (values != self.values[box]) & np.isfinite(self.values[box])
         new = values[changed]
         if not new.size or not np.isfinite(new).all() or new.min() < self.least or new.max() > self.most:
+            return False
+        if self.line.holes(self.line.to_stored(new)).any():
             return False
         self.values[box] = values
         self.touched[box] |= changed
