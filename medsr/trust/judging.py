@@ -1,5 +1,4 @@
-"""Judging: what a method kept, lost, brought back and invented of small structures; what noise alone shows decides
-nothing."""
+"""Judging: what a method kept, lost, brought back and invented of small structures; chance decides nothing."""
 
 from __future__ import annotations
 
