@@ -16,7 +16,7 @@ import typer
 import medsr
 
 if TYPE_CHECKING:
-    from medsr import DegradationRange, EngineName, Factor, Scan, Share, StructureKind, Upscaler
+    from medsr import DegradationRange, EngineName, Factor, Scan, Share, Source, StructureKind, Upscaler
 
 __all__ = [
     "ArgumentError",
@@ -25,6 +25,7 @@ __all__ = [
     "asked_for",
     "engine_named",
     "factor_of",
+    "folder_of",
     "kind_named",
     "need_paths",
     "series_of",
@@ -250,6 +251,11 @@ def _one_of(names: Sequence[Name], option: str, text: str) -> Name:
     close = get_close_matches(text.lower(), names, n=1)
     near = f" Did you mean {close[0]!r}?" if close else ""
     raise ArgumentError(f"{option}: expected {', '.join(names)}; found {text!r}.{near}")
+
+
+def folder_of(source: Source) -> str:
+    """The folder a scan lies in, where scans of one folder count as one."""
+    return str(source.path.parent)
 
 
 def series_of(text: str | None) -> str | int | None:

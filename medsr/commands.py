@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 import medsr
-from medsr.arguments import ArgumentError, amount, exemplars_of, factor_of, kind_named, need_paths, series_of
-from medsr.options import Blur, Debug, Device, FactorOption, Key, Library, Memory, Out, Paths, Series
+from medsr.arguments import ArgumentError, amount, exemplars_of, factor_of, folder_of, kind_named, need_paths, series_of
+from medsr.options import Blur, ByFolder, Debug, Device, FactorOption, Key, Library, Memory, Out, Paths, Series
 from medsr.screen import live, manners, print_audit, print_blurs, print_means, say_where
 
 __all__ = ["audit", "blend", "calibrate", "card", "compare", "estimate_blur", "report"]
@@ -96,9 +96,7 @@ def calibrate(
     alpha: Annotated[float, typer.Option("--alpha", help="Share of samples that may lie outside.")] = 0.1,
     delta: Annotated[float, typer.Option("--delta", help="Probability that more lie outside.")] = 0.1,
     foreground: Annotated[bool, typer.Option("--foreground", help="Promise for tissue or signal only.")] = False,
-    by_folder: Annotated[
-        bool, typer.Option("--by-folder", help="Scans of one folder count as one, as several of one patient must.")
-    ] = False,
+    by_folder: ByFolder = False,
     memory: Memory = None,
     device: Device = "auto",
     debug: Debug = False,
@@ -115,7 +113,7 @@ def calibrate(
                 alpha=alpha,
                 delta=delta,
                 over="foreground" if foreground else "whole",
-                group=(lambda source: str(source.path.parent)) if by_folder else None,
+                group=folder_of if by_folder else None,
                 device=device,
                 memory=amount(memory),
                 note=note,
@@ -135,6 +133,7 @@ def audit(
     planted: Annotated[int, typer.Option("--planted", min=1, help="Structures planted in each field, at most.")] = 120,
     removed: Annotated[int, typer.Option("--removed", min=0, help="Structures taken out of each, at most.")] = 40,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other places.")] = 0,
+    by_folder: ByFolder = False,
     degradation: Blur = None,
     memory: Memory = None,
     device: Device = "auto",
@@ -157,6 +156,7 @@ def audit(
                 removed=removed,
                 seed=seed,
                 series=series_of(series),
+                group=folder_of if by_folder else None,
                 memory=amount(memory),
                 device=device,
                 pseudonyms=None if pseudonymize is None else medsr.Pseudonyms(pseudonymize),

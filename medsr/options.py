@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "Blur",
+    "ByFolder",
     "Checkpoints",
     "ConsistentOption",
     "Debug",
@@ -50,6 +51,9 @@ Blur = Annotated[
     typer.Option(
         "--degradation", metavar="FILE", help="YAML of how the scans were made coarse, instead of the checkpoint's."
     ),
+]
+ByFolder = Annotated[
+    bool, typer.Option("--by-folder", help="Scans of one folder count as one, as several of one patient must.")
 ]
 ConsistentOption = Annotated[
     bool, typer.Option("--consistent", help="Project: degraded again, the result returns the measured scan.")

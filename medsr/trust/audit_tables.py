@@ -168,7 +168,7 @@ def tables_of(found: Sequence[Found], methods: Sequence[str], failed: Sequence[t
 
 
 def write_tables(out: Path, made: Audit) -> None:
-    """Write `failed.csv` if a scan failed, `areas.csv`, `detail.csv`, `structures.csv`, `candidates.csv`, `audit.csv`."""
+    """Write `failed.csv`, `areas.csv`, `detail.csv`, `structures.csv`, `candidates.csv`, and `audit.csv` last."""
     maps = [name for name in made.maps if any(name in row for row in made.candidates)]
     tables: tuple[tuple[str, Sequence[str], Iterable[Row]], ...] = (
         ("areas.csv", AREAS, made.areas),

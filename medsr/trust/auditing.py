@@ -48,6 +48,7 @@ def audit(
     removed: int = 40,
     seed: int = 0,
     series: str | int | None = None,
+    group: Callable[[Source], str] | None = None,
     memory: int | None = None,
     device: Device = "auto",
     pseudonyms: Pseudonyms | None = None,
@@ -91,6 +92,8 @@ def audit(
         planted, removed: structures in each field, at most.
         seed: places and noise follow from it; never from a method.
         series: which series of files that hold several.
+        group: what a scan belongs to, for the intervals: scans of one subject or specimen are no independent trials.
+            None: the subject where the file says it, else the scan itself.
         memory: bytes the upscaling may take (`plan`).
         device: "auto", "cpu", "cuda", "cuda:N".
         pseudonyms: names in tables, pictures and lines, in which no file's name or path stands; None: the files'.
@@ -135,7 +138,7 @@ def audit(
     (out / SCANS).mkdir(parents=True, exist_ok=True)
     clear_tables(out)
     clear_others(out, [source.name for source in sources])
-    found, failed, inputs = _all_found(sources, setting, out)
+    found, failed, inputs = _all_found(sources, setting, out, group or _subject)
     made = tables_of(found, tuple(methods), failed)
     if made.structures:
         curves_png(out / "audit.png", made)
@@ -152,7 +155,7 @@ def audit(
 
 
 def _all_found(
-    sources: Sequence[Source], setting: Setting, out: Path
+    sources: Sequence[Source], setting: Setting, out: Path, group: Callable[[Source], str]
 ) -> tuple[list[Found], list[tuple[str, str]], dict[str, str]]:
     """What was found in each scan, which failed and why, and the hashes of the inputs."""
     known = learned_by(setting.methods)
@@ -171,7 +174,7 @@ def _all_found(
                 save_found(out, one, identity)
             else:
                 setting.note(f"{source.name}: taken over from the same audit")
-            found.append(replace(one, group=source.subject or source.name))
+            found.append(replace(one, group=group(source)))
             inputs[source.name] = digest
         except NoImageError as error:
             setting.note(f"{source.name}: skipped: {_reason(source, error)}")
@@ -179,6 +182,11 @@ def _all_found(
             failed.append((source.name, _reason(source, error)))
             setting.note(f"{source.name}: failed: {failed[-1][1]}")
     return found, failed, inputs
+
+
+def _subject(source: Source) -> str:
+    """The default of `group`."""
+    return source.subject or source.name
 
 
 def _settings(setting: Setting) -> dict[str, Any]:
