@@ -178,7 +178,7 @@ def _draw_areas(axes: Any, made: Audit) -> None:
     axes.set_yticks(range(len(names)), [_wrapped(name) for name in reversed(names)])
     axes.set_ylim(-0.6, max(0.6, len(names) - 0.4))
     axes.set_xlim(0, 1)
-    axes.set_xlabel("ROC area, invented against real: 0.5 tells nothing\n95 % interval over scans; hollow: there is none")
+    axes.set_xlabel("ROC area, invented against real: 0.5 tells nothing\n95 % interval over scans; hollow: none")
 
 
 def _wrapped(name: str) -> str:
