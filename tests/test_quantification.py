@@ -115,18 +115,29 @@ def test_bands_by_a_noisy_reference_regress_to_the_mean() -> None:
     assert max(map(abs, by["mean"])) < 3
 
 
+def test_foreground_of_two_noisy_arrays_is_the_same_either_way() -> None:
+    truth = np.where(np.arange(128) < 64, 900.0, 1100.0) * np.ones((128, 1))
+    pair = [truth + sd * noise(128, 128, seed=s) for s, sd in ((1, 20), (2, 500))]
+    counts = [bias_by_region(*ordered, banded_by="mean")[1].samples for ordered in (pair, pair[::-1])]
+    assert counts[0] == counts[1]
+
+
 def test_limits_of_agreement_by_hand() -> None:
-    first, second = 5 + 2 * noise(100, 100), np.zeros((100, 100))
+    first, second = 5 + 2 * noise(320, 320), np.zeros((320, 320))
     found = bland_altman(first, second)
     spread = first.std(ddof=1)
     assert found.bias[0] == found.value == pytest.approx(first.mean())
     assert found.lower[0] == pytest.approx(first.mean() - 1.96 * spread)
     assert found.upper[0] == pytest.approx(first.mean() + 1.96 * spread)
-    assert found.independent == pytest.approx(10_000, rel=0.1)
-    assert found.bias[2] - found.bias[0] == pytest.approx(1.96 * spread / 100, rel=0.06)
+    assert found.independent == pytest.approx(320 * 320, rel=0.1)
+    assert (found.blocks, found.block) == (100, 32)
+    assert found.inside == pytest.approx(0.95, abs=0.005)
+    # The spread of 100 blocks' means is known to 1 / sqrt(200) = 7 %.
+    assert found.bias[2] - found.bias[0] == pytest.approx(1.98 * spread / 320, rel=0.2)
     # Variance of a limit: s² (1 / n + 1.96² / 2 / (n - 1)), about 2.92 s² / n.
-    assert found.upper[2] - found.upper[0] == pytest.approx(1.96 * math.sqrt(2.92) * spread / 100, rel=0.06)
-    assert len(found.mean) == len(found.difference) == 10_000
+    assert found.upper[2] - found.upper[0] == pytest.approx(1.98 * math.sqrt(2.92) * spread / 320, rel=0.2)
+    small = bland_altman(first[:100, :100], second[:100, :100])
+    assert len(small.mean) == len(small.difference) == 10_000
     assert "fewer than three" in bland_altman(first[:1, :2], second[:1, :2]).reason
 
 
@@ -134,10 +145,10 @@ def test_the_intervals_hold_where_neighbors_err_together() -> None:
     """In 95 of 100 draws the bias lies in its interval, however smooth the differences are."""
     inside = 0
     for seed in range(100):
-        off = ndimage.gaussian_filter(noise(96, 96, seed=seed), 2.0, mode="wrap")
+        off = ndimage.gaussian_filter(noise(192, 192, seed=seed), 2.0, mode="wrap")
         found = bland_altman(off, np.zeros_like(off))
         inside += found.bias[1] <= 0 <= found.bias[2]
-        assert found.independent < 96 * 96 / 10
+        assert found.independent < 192 * 192 / 10
     assert inside >= 88
 
 

@@ -15,7 +15,11 @@ import tifffile
 from PIL import Image
 
 import medsr
+from medsr.io.source import Source
 from medsr.report import Map, write_batch_report, write_report
+from medsr.report.invention import PARENT, SPACE
+from medsr.report.layers import label
+from medsr.report.reasons import pathless, reason_of
 from medsr.scan import Scan, ScanError
 
 VOID = {"meta", "link", "img", "input", "br", "rect"}
@@ -115,7 +119,7 @@ def test_the_pictures_show_what_was_measured(batch: Path) -> None:
     """One gray window in one geometry: cells of the coarse picture are the scan, the fine ones their refinement."""
     page = write_report(batch / "results" / "cells.ome.zarr", out=batch / "look.html", low=batch / "scans")
     layers = {a["alt"].split(":")[0]: picture(str(a["src"])) for a in read(page).all("img") if a.get("draggable")}  # type: ignore[union-attr]
-    assert list(layers) == ["Measured", "Cubic", "Estimate", "Consistency", "Null-space energy"]
+    assert list(layers) == ["Measured", "Cubic", "Estimate", "Consistency", label(SPACE)]
     assert layers["Measured"].size == (128, 128)
     assert layers["Cubic"].size == layers["Estimate"].size == (256, 256)
     low = medsr.read_scan(batch / "scans" / "cells.ome.tif").read()
@@ -196,7 +200,8 @@ def test_a_truth_and_maps_are_shown(batch: Path, tmp_path: Path) -> None:
     held = read(page)
     assert "Interval width" in held.text
     assert "No calibrated intervals" not in held.text
-    assert "Invention: null-space energy" in held.text
+    assert f"{SPACE[:1].upper()}{SPACE[1:]}" in held.text
+    assert f"{PARENT[:1].upper()}{PARENT[1:]}" in held.text  # and why there is none
     assert "Ring correlation with the truth" in held.text
     assert "PSNR" in held.text
     assert re.findall(r"\S+e\+0\S*", held.text) == []
@@ -217,8 +222,20 @@ def test_an_invented_spot_is_flagged_on_page_and_index(batch: Path, tmp_path: Pa
     index = read(write_batch_report(copy.parent, out=tmp_path / "pages", low=batch / "scans"))
     assert "1 region of the estimate contradicts the measured scan" in index.text
     page = read(tmp_path / "pages" / "cells.html")
-    assert "z 2, y" not in page.text  # places are in micrometers
-    assert "y 12.87 to 14.4 µm" in page.text or "y 12.87 to 14.43 µm" in page.text
+    # Places are counted from the edge of the scan in the unit of the map's axes: 50 and 40 coarse samples of 0.26 µm.
+    places = re.findall(r"y ([\d.]+) to ([\d.]+), x ([\d.]+) to ([\d.]+) µm", page.text)
+    edges = [[float(v) for v in place] for place in places]
+    assert any(e == pytest.approx([13, 14.56, 10.4, 12.48], abs=0.3) for e in edges), edges
+    assert "where, from the edge of the scan" in page.text
+    assert not re.search(r"worst window[^.]*\d µm", page.text)  # of the grid's own zero
+    rows = re.findall(r"µm,? (plane z \d of 4|in the frame|in the shown plane)[ .]", page.text)
+    assert len(rows) == len(places)
+    (alt,) = [str(a["alt"]) for a in page.all("img") if str(a["alt"]).startswith("Map: consistency")]
+    assert re.search(r"\d+ flagged region.*peak [+−][\d.]+ sigma", alt)
+    shown = re.search(r"z (\d) of 4 the liveliest of 4 planes looked at", page.text)
+    assert shown
+    if shown[1] != "3":
+        assert "The flagged region lies in another plane than the shown one" in page.text
 
 
 def test_a_stack_refined_in_depth_is_shown_as_a_section(tmp_path: Path) -> None:
@@ -246,6 +263,10 @@ def test_the_folder_of_evaluate_has_pages_too(batch: Path, tmp_path: Path) -> No
     page = read(tmp_path / "pages" / "cells.html")
     assert "lanczos" in page.text
     assert "PSNR, dB" in page.text
+    (tmp_path / "scores" / "cells.png").write_bytes(b"no picture")
+    index = read(write_batch_report(tmp_path / "scores", out=tmp_path / "pages"))
+    assert "2 scans, 1 with something to look at" in index.text
+    assert "cannot be read" in read(tmp_path / "pages" / "cells.html").text
 
 
 def test_refusals_name_the_cure(batch: Path, tmp_path: Path) -> None:
@@ -266,3 +287,91 @@ def test_a_damaged_result_stops_nothing(batch: Path, tmp_path: Path) -> None:
     assert "3 scans" in index.text
     assert "Failed" in index.text
     assert str(tmp_path) not in index.text
+
+
+def test_a_result_of_another_mind_costs_its_own_row(batch: Path, tmp_path: Path) -> None:
+    """Any error: what a result says of itself may be of another type."""
+    shutil.copytree(batch / "results", tmp_path / "results")
+    stored = tmp_path / "results" / "cells.ome.zarr" / "zarr.json"
+    document = json.loads(stored.read_text())
+    document["attributes"]["medsr"]["history"] = None
+    stored.write_text(json.dumps(document))
+    index = read(write_batch_report(tmp_path / "results", out=tmp_path / "pages", low=batch / "scans"))
+    assert "2 scans" in index.text
+    assert re.search(r"cells .*Failed\. TypeError: ", index.text)
+    assert len(list((tmp_path / "pages").glob("*.html"))) == 2
+
+
+def test_the_index_lists_what_the_page_lists(batch: Path, tmp_path: Path) -> None:
+    shutil.copytree(batch / "results" / "cells.ome.zarr", tmp_path / "results" / "cells.ome.zarr")
+    stored = tmp_path / "results" / "cells.ome.zarr" / "zarr.json"
+    document = json.loads(stored.read_text())
+    document["attributes"]["medsr"]["warnings"] = ["spacing outside the range the checkpoint was trained for"]
+    stored.write_text(json.dumps(document))
+    index = read(write_batch_report(tmp_path / "results", out=tmp_path / "pages", low=batch / "scans"))
+    page = read(tmp_path / "pages" / "cells.html")
+    for text in (page.text, index.text):
+        assert "spacing outside the range the checkpoint was trained for" in text
+    assert "nothing flagged" not in index.text
+    assert "1 with something to look at" in index.text
+
+
+def test_no_name_of_a_folder_or_of_a_measured_file_reaches_the_index(batch: Path, tmp_path: Path) -> None:
+    """Law 7: planted names around scans, results and pages, in every kind of failure."""
+    planted = [
+        tmp_path / name / "more" for name in ("DOE^JANE 19600101", "ROE^RICHARD 19700202", "MILLER^ANN 19800303")
+    ]
+    scans, results, pages = planted
+    for folder in (scans, pages):
+        folder.mkdir(parents=True)
+    whole = (batch / "scans" / "cells.ome.tif").read_bytes()
+    (scans / "DOE_JANE.tif").write_bytes(whole[: len(whole) // 2])
+    shutil.copytree(batch / "results" / "cells.ome.zarr", results / "cells.ome.zarr")
+    logged = [f"{scans}/DOE_JANE.tif: cut short", "DOE^JANE 19600101/x.tif: OSError: cannot read", f"{scans}/lone.tif"]
+    lines = [json.dumps({"scan": f"lost{i}", "status": "failed", "reason": r}) for i, r in enumerate(logged)]
+    (results / "batch.jsonl").write_text("\n".join(lines))
+    forbidden = ("doe", "jane", "1960", "roe", "richard", "miller", "1980", tmp_path.name, "more")
+
+    def said(low: Path | None) -> str:
+        text = write_batch_report(results, out=pages, low=low).read_text("utf-8")
+        plain = re.sub(r"<style>.*?</style>|data:[^\"]+", "", text, flags=re.DOTALL).lower()
+        assert [word for word in forbidden if re.search(rf"\b{re.escape(word)}", plain)] == []
+        return Checked(text).text
+
+    text = said(scans)
+    assert text.count("Failed.") == 4
+    assert "cut short" in text
+    assert "OSError: cannot read" in text
+    (pages / "cells.html").mkdir()
+    assert "Is a directory" in said(None)
+    assert "Super-resolution report: 4 scans" in said(None)
+
+
+def test_a_reason_stays_as_far_as_it_names_no_place() -> None:
+    place = Path("/data/scan/DOE JANE/cells.tif")
+    said = pathless("cells: expected a scan whose shape divides (2, 3)", "cells", [place])
+    assert said == "expected a (hidden) whose shape divides (2, 3)"
+    assert pathless(f"{place}: TIFF: cut short", "cells", [place]) == "TIFF: cut short"
+    assert pathless("/data/x y.tif: cut short", "cells") == "cut short"
+    assert "place" in pathless("cannot open /data/x y.tif", "cells")
+    source = Source(place, (place,), "DOE_JANE")
+    assert pathless("cells.tif: cut short in DOE JANE", "p1", [source]) == "cut short in (hidden)"
+    assert reason_of(PermissionError(13, "Permission denied", str(place)), "cells") == "Permission denied"
+    assert reason_of(KeyError("levels"), "cells") == "KeyError: 'levels'"
+
+
+def test_a_page_that_loads_nothing_sends_nothing_either(batch: Path) -> None:
+    page = read(write_report(batch / "results" / "cells.ome.zarr", out=batch / "policy.html"))
+    (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    for rule in ("default-src 'none'", "base-uri 'none'", "form-action 'none'"):
+        assert rule in str(policy).split("; ")
+
+
+def test_a_cubic_result_is_said_to_be_one(batch: Path, tmp_path: Path) -> None:
+    medsr.upscale_folder(batch / "scans" / "cells.ome.tif", medsr.Cubic((2, 2)), out=tmp_path / "out")
+    said = "Cubic and estimate are the same here"
+    page = read(write_report(tmp_path / "out" / "cells.ome.zarr", out=tmp_path, low=batch / "scans"))
+    assert said in page.text
+    page = read(write_report(batch / "results" / "cells.ome.zarr", out=tmp_path, low=batch / "scans"))
+    assert said not in page.text
+    assert "In the gray pictures under the divider" in page.text

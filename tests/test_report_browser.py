@@ -1,17 +1,25 @@
 """The page in a real browser, from a file: by mouse, by keyboard, narrow, and on paper."""
 
+import io
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 import medsr
 from medsr.report import write_report
+from medsr.report.figures import map_svg
+from medsr.report.invention import SPACE
+from medsr.report.layers import label
 from tests.test_interval_images import interval
+from tests.test_report_trust import saved
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install 'medsr[dev]')")
 
@@ -138,13 +146,13 @@ def test_another_pair_is_chosen(page: Any) -> None:
 
 
 def test_maps_are_layers_too_and_their_names_do_not_meet(page: Any) -> None:
-    for side, name in (("left", "interval width"), ("right", "invention: unseen detail")):
+    for side, name in (("left", "interval width"), ("right", SPACE)):
         page.locator(f"select[data-side={side}]").select_option(name)
         assert page.locator(f".layer.{side} img").evaluate("i => i.naturalWidth") == 384
     left, right, stage = box(page, ".tag.left"), box(page, ".tag.right"), box(page, ".stage")
     assert left["x"] + left["width"] < right["x"]
     assert right["x"] + right["width"] <= stage["x"] + stage["width"]
-    assert page.locator(".tag.right").text_content() == "Null-space energy"
+    assert page.locator(".tag.right").text_content() == label(SPACE)
 
 
 def test_tables_are_seen_whole_where_there_is_room(page: Any) -> None:
@@ -182,6 +190,25 @@ def test_the_divider_and_the_picture_are_dragged(page: Any) -> None:
     assert at(page) == "25%"
 
 
+def test_a_wheel_that_does_nothing_scrolls_the_page(page: Any) -> None:
+    page.evaluate("document.querySelector('.stage').scrollIntoView({block: 'center'})")
+    stage = box(page, ".stage")
+    page.mouse.click(stage["x"] + stage["width"] * 0.7, stage["y"] + stage["height"] / 2)
+    assert page.evaluate("document.activeElement.className") == "stage"
+    before = page.evaluate("window.scrollY")
+    page.mouse.wheel(0, -40)  # zooms in, and the page stays
+    page.wait_for_timeout(300)
+    assert page.locator(".zoom output").text_content() == "1.1×"
+    assert page.evaluate("window.scrollY") == before
+    page.mouse.wheel(0, 100)  # zooms out again
+    page.wait_for_timeout(300)
+    assert page.locator(".zoom output").text_content() == "1×"
+    assert page.evaluate("window.scrollY") == before
+    page.mouse.wheel(0, 100)  # now it cannot
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.scrollY") > before
+
+
 def test_the_scale_bar_tells_the_truth(page: Any) -> None:
     for _ in range(3):
         stage, bar = box(page, ".stage"), box(page, ".bar i")
@@ -193,14 +220,9 @@ def test_the_scale_bar_tells_the_truth(page: Any) -> None:
 
 
 def test_left_and_right_of_the_divider_are_different_pictures(page: Any, tmp_path: Path) -> None:
-    from io import BytesIO
-
-    import numpy as np
-    from PIL import Image
-
     def seen(value: int) -> Any:
         page.locator(".slide input").fill(str(value))
-        image = Image.open(BytesIO(page.locator(".stage").screenshot())).convert("L")
+        image = Image.open(io.BytesIO(page.locator(".stage").screenshot())).convert("L")
         return np.asarray(image, float)[60:-60]
 
     estimate, measured, half = seen(0), seen(100), seen(50)
@@ -213,8 +235,8 @@ def test_left_and_right_of_the_divider_are_different_pictures(page: Any, tmp_pat
 def test_paper_shows_all_pictures_and_no_controls(page: Any) -> None:
     page.emulate_media(media="print")
     shown = page.evaluate("[...document.querySelectorAll('.layer')].map(e => e.getClientRects().length)")
-    assert shown == [1] * 6
-    places = page.evaluate("[...document.querySelectorAll('.layer')].map(e => e.getBoundingClientRect().top)")
+    assert shown == [1] * 3 + [0] * 3  # the maps stand again below
+    places = page.evaluate("[...document.querySelectorAll('.layer:not(.map)')].map(e => e.getBoundingClientRect().top)")
     assert len(set(places)) > 1 or len(places) <= 2
     assert not page.locator(".controls").is_visible()
     assert page.locator(".banner").is_visible()
@@ -234,3 +256,56 @@ def test_without_scripts_the_pictures_stand_side_by_side(browser: Any, address: 
     assert shown.locator(".layer figcaption").nth(2).is_visible()
     assert not shown.locator(".controls").is_visible()
     shown.close()
+
+
+def test_the_model_card_is_on_paper(browser: Any, address: str, tmp_path: Path) -> None:
+    folder = Path(unquote(urlsplit(address).path)).parent
+    saved(tmp_path / "run" / "best.ckpt", 1)
+    made = write_report(folder / "out" / "cells.ome.zarr", out=tmp_path, checkpoint=tmp_path / "run")
+    for script in (True, False):
+        shown = browser.new_page(java_script_enabled=script)
+        shown.goto(made.as_uri())
+        assert not shown.locator("details pre").is_visible()
+        if script:
+            shown.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+            assert shown.locator("details").get_attribute("open") is not None
+            shown.evaluate("window.dispatchEvent(new Event('afterprint'))")
+            assert shown.locator("details").get_attribute("open") is None
+        shown.emulate_media(media="print")
+        card = shown.locator("details pre")
+        assert card.is_visible()
+        place, footer = card.bounding_box(), shown.locator("footer").bounding_box()
+        assert place["height"] > 100
+        assert place["y"] + place["height"] <= footer["y"] + 1
+        shown.close()
+
+
+def test_the_data_show_inside_a_flagged_box(browser: Any) -> None:
+    """A small region of -15 sigma is blue on the map, whatever is drawn about it."""
+    plane = np.zeros((240, 320), np.float32)
+    plane[100:103, 150:153] = -15
+    uri = map_svg(
+        plane,
+        limit=5,
+        diverging=True,
+        extent=(0, 0, 240, 320),
+        labels=("y", "x", "sigma"),
+        boxes=[(100, 150, 103, 153)],
+    )
+    shown = browser.new_page(viewport={"width": 600, "height": 500}, device_scale_factor=4)
+    shown.set_content(f'<body style="margin:0"><img src="{uri}" style="width:560px">')
+    shown.wait_for_function("document.images[0].complete && document.images[0].naturalWidth > 0")
+    image = np.asarray(Image.open(io.BytesIO(shown.screenshot())).convert("RGB")).astype(int)
+    shown.close()
+    red, green, blue = image[:, :1600].transpose(2, 0, 1)  # without the color bar
+    deep = (blue > 60) & (blue > red + 40) & (blue > green + 40)
+    rows, columns = np.nonzero(deep)
+    assert 0.5 * 12 <= np.ptp(rows) + 1 <= 3 * 12  # all three samples, as one square
+    # The box: green, beyond the region on all sides, with paper between.
+    drawn = (green > red + 30) & (green > blue + 20)
+    for axis, inner in ((0, rows), (1, columns)):
+        outer = np.nonzero(drawn)[axis]
+        assert outer.min() < inner.min() - 4
+        assert outer.max() > inner.max() + 4
+    assert not drawn[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].any()
+    assert not ((red > 120) & (green < 80)).any()  # nothing reads as plus

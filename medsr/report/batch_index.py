@@ -18,6 +18,7 @@ from medsr.io import find_scans
 from medsr.io.naming import fit_for_files, scan_name
 from medsr.io.omezarr_reader import accepts
 from medsr.report.page import Summary, render, summarized, write_text
+from medsr.report.reasons import pathless, reason_of
 from medsr.report.sections import Table, number
 from medsr.scan import ScanError
 
@@ -93,9 +94,10 @@ def write_batch_report(
     for row in rows:
         columns += [name for name in row.figures if name not in columns]
     looked = sum(bool(row.flags or row.failed) for row in rows)
-    said = f"{len(rows)} scan{'s' if len(rows) != 1 else ''}, {looked} with something to look at."
+    count = f"{len(rows)} scan{'s' if len(rows) != 1 else ''}"
+    said = f"{count}, {looked} with something to look at."
     index = out / INDEX
-    title = folder.resolve().name
+    title = f"Super-resolution report: {count}"  # a folder may be called as a patient
     write_text(
         index, render("index.html.j2", title=title, index="", subtitle="", rows=rows, columns=columns, said=said)
     )
@@ -107,8 +109,9 @@ def _page(result: Path, out: Path, **given: Any) -> Row:
     page = _safe_page(out, name)
     try:
         made: Summary = summarized(result, out=page, index=INDEX, **given)
-    except (ValueError, OSError) as error:
-        return Row(name, failed=str(error).replace(str(result.parent), "").strip("/\\ ") or type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - law 6: one bad result costs its own row; its reason is in it
+        places = (result, page, given.get("checkpoint"), *(given.get("low") or ()))
+        return Row(name, failed=reason_of(error, name, places))
     return Row(made.name, quote(page.name), made.thumbnail, made.figures, made.flags)
 
 
@@ -128,7 +131,8 @@ def _failures(folder: Path, known: set[str]) -> list[Row]:
         except ValueError:
             continue
         if isinstance(said, dict) and said.get("status") == "failed" and said.get("scan") not in known:
-            rows.append(Row(str(said.get("scan")), failed=str(said.get("reason", ""))))
+            name = str(said.get("scan"))
+            rows.append(Row(name, failed=pathless(str(said.get("reason", "")), name)))
     return rows
 
 
@@ -140,7 +144,7 @@ def _evaluated(folder: Path, out: Path) -> list[Row]:
     for name in dict.fromkeys(str(score.get("scan")) for score in scores):
         own = [score for score in scores if score.get("scan") == name]
         picture = folder / f"{name}.png"
-        large, small = (_shrunk(picture, most) for most in (PICTURE, THUMBNAIL)) if picture.is_file() else ("", "")
+        large, small = (_shrunk(picture, most) for most in (PICTURE, THUMBNAIL))
         page = _safe_page(out, fit_for_files(name))
         text = render(
             "evaluated.html.j2",
@@ -156,7 +160,8 @@ def _evaluated(folder: Path, out: Path) -> list[Row]:
     failed = folder / "failed.csv"
     if failed.is_file():
         with failed.open(newline="", encoding="utf-8") as stream:
-            rows += [Row(str(r.get("scan")), failed=str(r.get("reason"))) for r in csv.DictReader(stream)]
+            failures = [(str(r.get("scan")), str(r.get("reason"))) for r in csv.DictReader(stream)]
+        rows += [Row(name, failed=pathless(reason, name)) for name, reason in failures]
     return rows
 
 
@@ -178,9 +183,12 @@ def _cell(value: Any) -> str:
 
 
 def _shrunk(path: Path, most: int) -> str:
-    with Image.open(path) as image:
-        image.thumbnail((most, most), Image.Resampling.LANCZOS)
-        shown = image.convert("RGB")
-        out = io.BytesIO()
-        shown.save(out, "PNG", optimize=True)
+    """A picture as a data URI; "" where there is none that can be read."""
+    out = io.BytesIO()
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((most, most), Image.Resampling.LANCZOS)
+            image.convert("RGB").save(out, "PNG", optimize=True)
+    except (OSError, ValueError):
+        return ""
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from medsr.pictures import Window, gray
 
-__all__ = ["Band", "Curve", "agreement_svg", "curves_svg", "gray_png", "map_png", "map_svg"]
+__all__ = ["Band", "Curve", "curves_svg", "gray_png", "map_png", "map_svg"]
 
 Array = NDArray[Any]
 
@@ -53,6 +53,8 @@ STYLES = {
 BAND = "#f6cdae"
 """The color of the estimate, paler: its interval."""
 HOLE = "#5c708e"
+FLAGGED, PAD = "#0a6b32", 3.5
+"""Of a box about a flagged region: a color that no scale holds, and by how many points the box is larger."""
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
 
 
@@ -176,8 +178,6 @@ def map_svg(
         frame: top, left, bottom and right of the enlarged region.
         boxes: the same of flagged regions.
     """
-    from matplotlib.patches import Rectangle
-
     with matplotlib.rc_context({**RC, "axes.grid": False}):
         top, left, bottom, right = extent
         tall = min(6.4, max(1.8, (MAP_WIDTH - 1.9) * (bottom - top) / (right - left) + BAR))
@@ -192,64 +192,45 @@ def map_svg(
             interpolation="none",
             aspect="equal",
         )
-        edges = [(frame, "#111111", 1.4)] if frame is not None else []
-        for box, color, width in [*edges, *((b, "#b8005c", 1.2) for b in boxes)]:
-            top, left, bottom, right = box
-            axes.add_patch(
-                Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=width)
-            )
+        if frame is not None:
+            axes.add_patch(_outline(frame, edgecolor="#111111", linewidth=1.4))
         axes.set_ylabel(labels[0])
         axes.set_xlabel(labels[1])
         axes.locator_params(nbins=5)
-        bar = figure.colorbar(shown, ax=axes, extend="both" if diverging else "max", shrink=0.95)
+        beyond = _beyond(plane, limit, diverging=diverging)
+        bar = figure.colorbar(shown, ax=axes, extend=beyond, shrink=0.95)
         bar.set_label(textwrap.fill(labels[2], max(12, int(10 * (tall - 0.3)))))  # ten characters to an inch
         bar.outline.set_visible(False)
+        if boxes:
+            _draw_boxes(figure, axes, boxes)
         return _svg(figure)
 
 
-def agreement_svg(
-    mean: Array,
-    difference: Array,
-    *,
-    bias: tuple[float, float, float],
-    limits: Sequence[tuple[float, float, float]],
-    labels: tuple[str, str],
-) -> tuple[str, int]:
-    """A Bland-Altman plot: differences over means, with lines at the bias and the limits of agreement.
+def _beyond(plane: Array, limit: float, *, diverging: bool) -> str:
+    """At which ends of a color bar values lie beyond it; rounding aside."""
+    most = limit * (1 + 1e-6)
+    above, below = bool((plane > most).any()), bool(diverging and (plane < -most).any())
+    return ("both" if below else "max") if above else ("min" if below else "neither")
 
-    Args:
-        mean, difference: of each point.
-        bias: and the ends of its 95 % interval, drawn as an area.
-        limits: the same of each limit.
-        labels: of the axes.
 
-    Returns:
-        The picture, and how many points lie beyond the drawn range.
-    """
-    reach = 1.25 * max(abs(end - bias[0]) for limit in limits for end in limit)
-    if difference.size:  # a few far points must not press all others into a line
-        reach = max(reach, 1.05 * float(np.quantile(np.abs(difference - bias[0]), 0.999)))
-    reach = reach or 1.0
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=SIZE)
-        axes = figure.add_subplot()
-        # As a picture: thousands of drawn circles would be a page of their own.
-        axes.plot(
-            *(mean, difference, "o"), color="#33597d", markersize=2.2, markeredgewidth=0, alpha=0.22, rasterized=True
-        )
-        for (at, low, high), dashes, label in [
-            (bias, "-", "bias"),
-            *((limit, "--", "limits of agreement" if i == 0 else "_") for i, limit in enumerate(limits)),
-        ]:
-            color = STYLES["estimate"][0]
-            axes.axhspan(low, high, color=color, alpha=0.25, linewidth=0)
-            axes.axhline(at, color=color, linestyle=dashes, linewidth=1.6, label=label)
-        axes.axhline(0, color="#222222", linewidth=0.8)
-        axes.set_ylim(bias[0] - reach, bias[0] + reach)
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
-        _legend(figure, 2)
-        return _svg(figure), int((np.abs(difference - bias[0]) > reach).sum())
+def _outline(box: tuple[float, float, float, float], **style: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    top, left, bottom, right = box
+    return Rectangle((left, top), right - left, bottom - top, fill=False, **style)
+
+
+def _draw_boxes(figure: Figure, axes: Any, boxes: Sequence[tuple[float, float, float, float]]) -> None:
+    """Boxes some points larger than what they hold, so that it shows inside however small it is."""
+    figure.draw_without_rendering()  # only then is known how large a sample is drawn
+    places = axes.transData.transform([(0.0, 0.0), (1.0, 1.0)])
+    down, along = PAD * figure.dpi / 72 / abs(places[1] - places[0])[::-1]
+    for top, left, bottom, right in boxes:
+        padded = top - down, left - along, bottom + down, right + along
+        for color, width in (("#ffffff", 2.8), (FLAGGED, 1.4)):  # white about it, for a place full of color
+            outline = _outline(padded, edgecolor=color, linewidth=width, clip_on=False)
+            outline.set_in_layout(False)
+            axes.add_patch(outline)
 
 
 def _colors(*, diverging: bool) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsr.report.maps import Map
 from medsr.report.material import Material
+from medsr.report.reasons import reason_of
 from medsr.report.view import Placed
 from medsr.scan import Region, Scan
 
@@ -89,7 +90,8 @@ def found_maps(material: Material, parent: Parent, degradation: Any) -> tuple[di
             material.low, material.estimate, degradation=degradation, parent=parent.upscaler, device="cpu"
         )
     except ValueError as error:
-        return {}, {**absent, SPACE: f"Not computed: {error}."}
+        why = f"Not computed: {reason_of(error, material.name)}."
+        return {}, {PARENT: why, SPACE: why, **absent}
     maps = {}
     if parent.upscaler is not None:
         maps[PARENT] = _held(material, _named(found, "detail beside the parent"))

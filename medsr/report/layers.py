@@ -13,13 +13,13 @@ from medsr.pictures import number as gray_number
 from medsr.report.figures import gray_png, map_png, map_svg
 from medsr.report.maps import Map
 from medsr.report.material import Material
-from medsr.report.sections import Figure, number
+from medsr.report.sections import Figure, number, signed
 from medsr.report.view import plane_of, reduced
 
 if TYPE_CHECKING:
     from medsr.consistency.map import ConsistencyMap
 
-__all__ = ["NO_INTERVALS", "Layer", "by", "geometry", "layers", "overview", "shown_maps", "thumbnail"]
+__all__ = ["NO_INTERVALS", "Layer", "by", "geometry", "label", "layers", "overview", "shown_maps", "thumbnail"]
 
 NO_INTERVALS = (
     "No calibrated intervals stand in this result. They are had from scans with known truth that no training has seen: "
@@ -30,13 +30,20 @@ LABELS = {"measured": "Measured", "cubic": "Cubic", "estimate": "Estimate", "tru
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A picture of the enlarged region in the viewer."""
+    """A picture of the enlarged region in the viewer; `map`: it stands below too, of the whole plane."""
 
     name: str
     label: str
     uri: str
     size: tuple[int, int]
     note: str
+    map: bool = False
+
+
+def label(title: str) -> str:
+    """What the layer of a map is called: "invention: " is said above the maps."""
+    short = title.rpartition(": ")[2]
+    return f"{short[:1].upper()}{short[1:]}"
 
 
 def layers(material: Material, maps: Mapping[str, Map]) -> list[Layer]:
@@ -55,8 +62,7 @@ def layers(material: Material, maps: Mapping[str, Map]) -> list[Layer]:
         plane = _map_part(material, each)
         limit = _limit(each, plane)
         uri = map_png(plane, limit, diverging=each.diverging)
-        label = title.rpartition(": ")[2]  # "invention: " is said above the maps
-        layers.append(Layer(title, f"{label[:1].upper()}{label[1:]}", uri, plane.shape, _legend(each, limit)))
+        layers.append(Layer(title, label(title), uri, plane.shape, _legend(each, limit), map=True))
     return layers
 
 
@@ -112,14 +118,21 @@ def shown_maps(
 def _map_figure(material: Material, title: str, each: Map, found: ConsistencyMap | None) -> Figure:
     """A map of the whole plane with the enlarged region framed in it, or of that region alone."""
     view = material.view
-    region = _box(material, view.rows, view.columns)
+    region = material.extent(view.rows, view.columns)
+    flagged = _flagged(material, found) if found is not None and title == "consistency" else []
     if each.region_only:
         plane, share, extent, frame = _map_part(material, each), 1, region, None
         note = f"{each.note} Of the enlarged region alone: the whole plane would take too long to compute."
     else:
         plane, share = reduced(each.scan, view, fine=_fine(material, each), largest=True)
-        extent, frame = _box(material, slice(0, view.size[0]), slice(0, view.size[1])), region
+        extent, frame = material.extent(slice(0, view.size[0]), slice(0, view.size[1])), region
         note = each.note
+        if frame == extent:
+            frame = None
+        else:
+            note += " The black frame is the region shown enlarged."
+    if flagged:
+        note += " Green boxes: flagged regions, drawn a little larger than they are so that they show inside."
     units = each.scan.intensity.units or "value"
     rows, columns = (f"{a}, {material.unit}" for a in view.axes)
     uri = map_svg(
@@ -129,30 +142,41 @@ def _map_figure(material: Material, title: str, each: Map, found: ConsistencyMap
         extent=extent,
         labels=(rows, columns, f"{title.rpartition(': ')[2]}, {units}"),
         frame=frame,
-        boxes=_flagged(material, found) if found is not None and title == "consistency" else (),
+        boxes=flagged,
     )
     pooled = f" Each pixel shows the value of largest magnitude of {share} × {share} samples." if share > 1 else ""
-    return Figure(uri, f"Map: {title}", note + pooled)
+    alt = f"Map: {title}; {_spread(plane, units)}"
+    if found is not None and title == "consistency":
+        alt += f"; {flagged_words(found)}, {len(flagged)} of them in this plane" if found.found else "; none flagged"
+    return Figure(uri, alt, note + pooled)
 
 
-def _box(material: Material, rows: slice, columns: slice) -> tuple[float, float, float, float]:
-    high, wide = (f * s for f, s in zip(material.view.fine, material.steps, strict=True))
-    return rows.start * high, columns.start * wide, rows.stop * high, columns.stop * wide
+def _spread(plane: Any, units: str) -> str:
+    """Least and largest value, for who does not see them."""
+    known = plane[np.isfinite(plane)]
+    if not known.size:
+        return "no values"
+    return f"least {number(float(known.min()))}, largest {number(float(known.max()))} {units}"
+
+
+def flagged_words(found: ConsistencyMap) -> str:
+    """How many regions are flagged, and the largest of their peaks."""
+    many = f"{found.found:,} flagged region{'s' if found.found != 1 else ''}"
+    return f"{many}, largest peak {signed(found.regions[0].z)} sigma" if found.regions else many
 
 
 def _inside(material: Material, found: ConsistencyMap) -> list[tuple[slice, slice]]:
     """Rows and columns of the flagged regions that meet the plane."""
     view = material.view
-    hidden = [a for a in range(len(view.index)) if a not in view.shown]
     return [
         (slice(r.start[view.shown[0]], r.stop[view.shown[0]]), slice(r.start[view.shown[1]], r.stop[view.shown[1]]))
         for r in found.regions
-        if all(r.start[a] <= view.index[a] < r.stop[a] for a in hidden)
+        if view.crosses(r.start, r.stop)
     ]
 
 
 def _flagged(material: Material, found: ConsistencyMap) -> list[tuple[float, float, float, float]]:
-    return [_box(material, rows, columns) for rows, columns in _inside(material, found)]
+    return [material.extent(rows, columns) for rows, columns in _inside(material, found)]
 
 
 def geometry(material: Material, found: ConsistencyMap | None) -> dict[str, Any]:
@@ -179,8 +203,19 @@ def geometry(material: Material, found: ConsistencyMap | None) -> dict[str, Any]
         "size": by(sizes),
         "boxes": boxes,
         "window": f"{black} is black and {white} white",
+        "same": _same(material),
         "single": math.prod(view.size) == math.prod((s.stop - s.start) for s in (view.rows, view.columns)),
     }
+
+
+def _same(material: Material) -> bool:
+    """Whether the estimate is the cubic one, but for rounding."""
+    cubic, estimate = (material.crops.get(name) for name in ("cubic", "estimate"))
+    if cubic is None or estimate is None:
+        return False
+    line = material.estimate.intensity
+    level = abs(line.slope) if line.units else 1.0
+    return bool(np.allclose(cubic, estimate, rtol=0, atol=1.01 * level, equal_nan=True))
 
 
 def overview(material: Material) -> dict[str, Any]:

@@ -88,6 +88,15 @@ class Material:
         width = columns * self.view.size[1] * self.view.fine[1]
         return "mm" if width >= LARGE_UM else "µm"
 
+    def extent(self, rows: slice, columns: slice) -> tuple[float, float, float, float]:
+        """Top, left, bottom and right of a part of the plane, in `unit` from the edge of the scan.
+
+        Args:
+            rows, columns: coarse samples.
+        """
+        high, wide = (f * s for f, s in zip(self.view.fine, self.steps, strict=True))
+        return rows.start * high, columns.start * wide, rows.stop * high, columns.stop * wide
+
     @property
     def values(self) -> str:
         """What the gray values are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,8 +114,11 @@ def summarized(
     found = _consistency(material, degradation or known)
     parent = parent_for(material, checkpoint)
     doubts = found.doubts() if found is not None else ()
-    flags = [*material.notes, *parent.doubts, *map(_sentence, doubts)]
-    recorded = material.provenance.warnings if material.provenance else material.estimate.warnings
+    made = material.provenance
+    recorded = made.warnings if made else material.estimate.warnings
+    said = "Recorded with the result: " if made else ""
+    flags = [*material.notes, *parent.doubts, *map(_sentence, doubts), *_elsewhere(material, found)]
+    flags += [f"{said}{line}" for line in recorded if line not in doubts]
     shown, absent = _maps(material, found, maps or {}, found_maps(material, parent, degradation or known))
     width = None if material.ends is None else mean_width(width_map(material.ends, material.values), material.view)
     page = page_path(out, material.name)
@@ -126,16 +129,16 @@ def summarized(
         material=material,
         subtitle=_subtitle(material),
         facts=_facts(material, found, width),
-        warnings=[*flags, *(line for line in recorded if line not in doubts)],
+        warnings=flags,
         layers=layers(material, shown),
         overview=overview(material),
         geometry=geometry(material, found),
         maps=shown_maps(material, shown, found, absent),
-        regions=sections.consistency_table(found) if found is not None else None,
-        describe=_sentence(found.describe()) if found is not None else "",
+        regions=sections.consistency_table(found, material) if found is not None else None,
+        describe=_described(material, found),
         plots=[("Line profile", sections.profile(material)), *sections.curves(material)],
         agreement=bland_altman_plot(material),
-        tables=_tables(material),
+        tables=_tables(material, found),
         provenance=_provenance(material),
         card=card,
     )
@@ -163,13 +166,13 @@ def _maps(
     return {**shown, **suspected[0], **given}, {**absent, **suspected[1]}
 
 
-def _tables(material: Material) -> dict[str, sections.Table | None]:
+def _tables(material: Material, found: ConsistencyMap | None) -> dict[str, sections.Table | None]:
     """By name; None where a table is of no meaning."""
     return {
         "accuracy": sections.accuracy(material),
         "resolution": sections.resolutions(material),
         "quantities": quantities(material),
-        "specks": speck_table(material),
+        "specks": speck_table(material, found=found),
         "noise": noise_table(material),
     }
 
@@ -249,6 +252,27 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def _elsewhere(material: Material, found: ConsistencyMap | None) -> list[str]:
+    """Said where no flagged region meets the shown plane."""
+    if found is None or not found.regions or any(material.view.crosses(r.start, r.stop) for r in found.regions):
+        return []
+    if found.found == 1:
+        return ["The flagged region lies in another plane than the shown one; the table says where."]
+    which = "All" if found.found == len(found.regions) else f"The {len(found.regions)} worst"
+    return [f"{which} flagged regions lie in other planes than the shown one; the table says where."]
+
+
+def _described(material: Material, found: ConsistencyMap | None) -> str:
+    """The figures of the whole scan; places as the axes of the maps count."""
+    if found is None:
+        return ""
+    said = _sentence(replace(found, worst=None).describe())
+    if found.worst is not None:
+        where = sections.place_of(found.worst, material), sections.plane_said(found.worst, found, material)
+        said += f" The window of greatest rms, {found.worst.z:.2f} sigma: {', '.join(where)}."
+    return said
+
+
 def _factor(material: Material) -> str:
     factor = material.view.factor
     if material.low is None and material.provenance is not None:
@@ -283,15 +307,18 @@ def _facts(material: Material, found: ConsistencyMap | None, width: float | None
         facts.append(("Flagged regions", f"{found.found:,}", "contradict the measured scan"))
     if width is not None and material.ends is not None:
         said = material.ends.words or "promise unknown"
-        facts.append(("Interval, mean width", f"{sections.number(width)} {_units(material)}".strip(), said))
-    place = material.view.place(material.low or material.estimate)
+        facts.append(("Interval, mean width", _width_said(material, width), f"mean over the shown plane; {said}"))
+    scan = material.low or material.estimate
+    place, looked = material.view.place(scan), material.view.looked_at(scan)
     if place:
-        facts.append(("Shown", place, "the plane with most detail"))
+        facts.append(
+            ("Shown", place, f"the liveliest of {looked} planes looked at" if looked > 1 else "the only plane")
+        )
     return facts
 
 
-def _units(material: Material) -> str:
-    return material.estimate.intensity.units
+def _width_said(material: Material, width: float) -> str:
+    return f"{sections.number(width)} {material.estimate.intensity.units or 'stored values'}"
 
 
 def _figures(material: Material, found: ConsistencyMap | None, width: float | None) -> dict[str, str]:
@@ -301,7 +328,7 @@ def _figures(material: Material, found: ConsistencyMap | None, width: float | No
         figures["beyond 3 σ"] = sections.percent(found.beyond)
         figures["flagged"] = f"{found.found:,}"
     if width is not None:
-        figures["interval, mean width"] = f"{sections.number(width)} {_units(material)}".strip()
+        figures["interval, mean width in the plane"] = _width_said(material, width)
     for row in sections.accuracy(material).rows:
         if row[0] == "estimate":
             figures["PSNR, dB"] = row[1]

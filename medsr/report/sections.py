@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr.frc import Resolution, frc_curve, frc_resolution
+from medsr.frc import Resolution, RingCurve, frc_curve, frc_resolution
 from medsr.metrics import nrmse, psnr_db, ssim
 from medsr.report.figures import Band, Curve, curves_svg
 from medsr.report.intervals import inside
 from medsr.report.material import Material
+from medsr.report.reasons import reason_of
 
 if TYPE_CHECKING:
-    from medsr.consistency.map import ConsistencyMap
+    from medsr.consistency.map import ConsistencyMap, FlaggedRegion
 
 __all__ = ["Figure", "Table", "accuracy", "consistency_table", "curves", "profile", "resolutions"]
 
 Array = NDArray[Any]
 THRESHOLD = 1 / 7
 SHOWN_REGIONS = 12
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,18 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number as it is read; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.{digits}g}"
+    if 0 < abs(value) < 1e-4:
+        base, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return f"{base} × 10{str(int(power)).translate(RAISED)}".replace("-", "−")
+    text = f"{value:.{digits}g}"
+    if "e" in text or abs(value) >= 999.5:  # a whole number is said whole: 423, not 420
+        text = f"{value:,.0f}"
     return text.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A deviation in sigma, with its sign."""
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def percent(share: float) -> str:
@@ -101,43 +114,82 @@ def resolutions(material: Material) -> Table:
     try:
         found = resolution_table(material.low, material.estimate, material.truth)
     except ValueError as error:
-        return Table(title, reason=f"Not measured: {error}.")
-    rows = [
-        [f"{row.measure}, along {row.along}", *(_resolution(r) for r in (row.before, row.after))]
-        + ([_resolution(row.truth)] if material.truth is not None and row.truth is not None else [])
-        for row in found
-    ]
+        return Table(title, reason=f"Not measured: {reason_of(error, material.name)}.")
+    rows = []
+    for row in found:
+        share, place, seen, digits = _samples_of(material, row.along), "", (row.before, row.after), 3
+        if row.measure == "FRC with the truth":
+            share, digits = 1.0, 2  # measured on the truth's grid
+            if row.along == "yx" == "".join(material.view.axes):  # as the curve says it
+                seen, place = (_with_truth(material, "cubic")[1], _with_truth(material, "estimate")[1]), ", region"
+        rows.append([f"{row.measure}, along {row.along}{place}", *map(_resolution, seen, (share, 1.0), (digits,) * 2)])
+        if material.truth is not None and row.truth is not None:
+            rows[-1].append(_resolution(row.truth))
     width = max(len(row) for row in rows)
     rows = [[*row, *["–"] * (width - len(row))] for row in rows]
     note = (
         "Shortest period, measured where the scan varies most; smaller is finer. How fine detail looks is not whether "
         "it is right: only a correlation with the truth says that."
     )
+    if any(row[0].endswith(", region") for row in rows):
+        note += " It is of the enlarged region, of the scan by cubic interpolation and of the estimate."
+    if None in material.spacing:
+        note += " The spacing is unknown: all periods are in fine samples, those of the estimate."
     return Table(title, ("measure", "measured", "estimate", "truth")[:width], rows, note, texts=frozenset(range(width)))
 
 
-def _resolution(found: Resolution) -> str:
+def _samples_of(material: Material, along: str) -> float:
+    """Fine samples that a coarse one is wide."""
+    axes = material.estimate.grid.axes
+    return float(max(f for a, f in zip(axes, material.view.factor, strict=True) if a in along))
+
+
+def _resolution(found: Resolution, share: float = 1.0, digits: int = 3) -> str:
+    """A period in micrometers, or in fine samples, of which there are `share` to one of those it was measured in."""
     if math.isfinite(found.value):
-        return f"{found.value:.3g} {'µm' if found.unit == 'um' else 'samples'}"
-    return f"none: {found.reason}"
+        value, unit = (found.value, "µm") if found.unit == "um" else (share * found.value, "fine samples")
+        return f"{number(value, digits)} {unit}"
+    said = re.sub(
+        r"([\d.]+) samples?\b", lambda at: f"{number(share * float(at[1]), digits)} fine samples", found.reason
+    )
+    return f"none: {re.sub(r'(?<=[0-9]) um', ' µm', said)}"
 
 
-def consistency_table(found: ConsistencyMap) -> Table:
-    """The regions that contradict the measured scan."""
+def consistency_table(found: ConsistencyMap, material: Material) -> Table:
+    """The regions that contradict the measured scan, in the coordinates of the maps' axes."""
     title = "Flagged regions"
     if not found.found:
         return Table(title, reason="No region of at least four touching samples lies beyond 3 sigma.")
-    axes = found.z.grid.axes
-    rows = []
-    for region in found.regions[:SHOWN_REGIONS]:
-        where = [
-            f"{a} {start}–{stop - 1}" if um is None else f"{a} {number(um[0], 4)} to {number(um[1], 4)} µm"
-            for a, start, stop, um in zip(axes, region.start, region.stop, region.box_um, strict=True)
-            if a in "zyx" or found.z.shape[axes.index(a)] > 1
-        ]
-        rows.append([", ".join(where), str(region.samples), f"{region.z:+.1f}".replace("-", "−")])
-    shown = f"The {len(rows)} with the largest peak of {found.found}." if found.found > len(rows) else ""
-    return Table(title, ("where (coarse grid)", "samples", "peak, sigma"), rows, shown)
+    rows = [
+        [place_of(r, material), plane_said(r, found, material), str(r.samples), signed(r.z)]
+        for r in found.regions[:SHOWN_REGIONS]
+    ]
+    note = f"The {len(rows)} with the largest peak of {found.found:,}." if found.found > len(rows) else ""
+    head = ("where, from the edge of the scan", "shown", "coarse samples", "peak, sigma")
+    return Table(title, head, rows, note, texts=frozenset({0, 1}))
+
+
+def place_of(region: FlaggedRegion, material: Material) -> str:
+    """Where a part of the coarse scan lies along rows and columns, as the axes of the maps count."""
+    view = material.view
+    top, left, bottom, right = material.extent(*(slice(region.start[a], region.stop[a]) for a in view.shown))
+    spans = zip(view.axes, ((top, bottom), (left, right)), strict=True)
+    return ", ".join(f"{a} {number(s, 4)} to {number(e, 4)}" for a, (s, e) in spans) + f" {material.unit}"
+
+
+def plane_said(region: FlaggedRegion, found: ConsistencyMap, material: Material) -> str:
+    """Where a part of the coarse scan is to be seen: in the frame, in the shown plane, or which planes hold it."""
+    view, grid = material.view, found.z.grid
+    if view.crosses(region.start, region.stop):
+        return "in the frame" if view.frames(region.start, region.stop) else "in the shown plane"
+    said = []
+    for axis, (name, count, start, stop) in enumerate(
+        zip(grid.axes, found.z.shape, region.start, region.stop, strict=True)
+    ):
+        if axis not in view.shown and count > 1:
+            last = f" to {stop}" if stop > start + 1 else ""
+            said.append(f"plane{'s' if last else ''} {name} {start + 1}{last} of {count}")
+    return ", ".join(said)
 
 
 def profile(material: Material) -> Figure:
@@ -167,7 +219,7 @@ def profile(material: Material) -> Figure:
     uri = curves_svg(drawn, f"{columns}, {material.unit}", material.values, band=band)
     caption = (
         f"Values along the most detailed row of the region, {where} from the edge of the scan. Measured samples are "
-        "steps as wide as they are; a curve that leaves them between two steps is not contradicted by them."
+        "steps as wide as they are: of a curve only the mean over a step was measured."
     )
     if band is not None and material.ends is not None:
         caption += f" The area is the calibrated interval{f' ({w})' if (w := material.ends.words) else ''}."
@@ -231,7 +283,7 @@ def curves(material: Material) -> list[tuple[str, Figure]]:
         )
         figures.append(("Power spectrum", Figure(uri, "Power spectra of " + ", ".join(spectra), caption)))
     if "truth" in material.crops:
-        figures.append(("Ring correlation with the truth", _rings(material.crops, fine, unit)))
+        figures.append(("Ring correlation with the truth", _rings(material, unit)))
     return figures
 
 
@@ -242,14 +294,21 @@ def _coarse_limit(material: Material, coarse: Sequence[float | None]) -> float |
     return 0.5 / max(known) if len(known) == 2 else 0.5 / max(material.view.fine)
 
 
-def _rings(crops: Mapping[str, Array], spacing: Sequence[float | None], unit: str) -> Figure:
-    drawn, said = {}, []
+def _with_truth(material: Material, name: str) -> tuple[RingCurve, Resolution]:
+    """Ring correlation of "cubic" or "estimate" with the truth in the enlarged region."""
+    first, truth = (material.crops[n].astype(np.float64) for n in (name, "truth"))
+    curve = frc_curve(first, truth, spacing_um=material.spacing)
+    return curve, frc_resolution(curve)
+
+
+def _rings(material: Material, unit: str) -> Figure:
+    drawn, said = dict[str, Curve](), []
     for name in ("cubic", "estimate"):
-        if name not in crops:
+        if name not in material.crops:
             continue
-        curve = frc_curve(crops[name].astype(np.float64), crops["truth"].astype(np.float64), spacing_um=spacing)
+        curve, found = _with_truth(material, name)
         drawn[name] = Curve(curve.frequency, curve.correlation)
-        said.append(f"{name}: {_resolution(frc_resolution(curve))}")
+        said.append(f"{name}: {_resolution(found, digits=2)}")
     uri = curves_svg(drawn, f"frequency, cycles per {unit}", "ring correlation", level=(THRESHOLD, "1/7"))
     caption = f"Fourier ring correlation with the truth in the enlarged region. Resolution at 1/7: {'; '.join(said)}."
     return Figure(uri, "Fourier ring correlation with the truth of " + " and ".join(drawn), caption)

@@ -81,9 +81,10 @@
     stage.addEventListener("wheel", (event) => {
       if (!event.ctrlKey && document.activeElement !== stage) return; // the page scrolls
       const place = stage.getBoundingClientRect();
+      const before = zoom;
       zoomTo(zoom * Math.exp(-event.deltaY / 400), (event.clientX - place.left) / place.width,
         (event.clientY - place.top) / place.height);
-      event.preventDefault();
+      if (event.ctrlKey || zoom !== before) event.preventDefault(); // else the page scrolls
     }, { passive: false });
 
     let held = null;
@@ -114,4 +115,11 @@
   };
 
   document.querySelectorAll(".viewer").forEach(start);
+
+  let opened = []; // what is folded is printed too
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const each of opened) each.open = true;
+  });
+  window.addEventListener("afterprint", () => { for (const each of opened) each.open = false; opened = []; });
 })();

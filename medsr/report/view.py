@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ CROP = 640
 OVERVIEW = 900
 """Samples of a reduced plane along each axis, at most."""
 PLANES, MIDDLE = 16, 1024
-"""Planes among which the one with most detail is chosen, and how much of their middle is looked at."""
+"""Planes among which the liveliest one is chosen, and how much of their middle is looked at."""
 STRIP = 1 << 22
 """Samples read at a time."""
 
@@ -72,6 +72,19 @@ class View:
         section = f"section along {' and '.join(self.axes)}" if self.axes != ("y", "x") else ""
         return ", ".join([*([section] if section else []), *named])
 
+    def looked_at(self, scan: Scan) -> int:
+        """Planes of a scan among which this one was chosen."""
+        return min(PLANES, math.prod(n for axis, n in enumerate(scan.shape) if axis not in self.shown))
+
+    def crosses(self, start: Sequence[int], stop: Sequence[int]) -> bool:
+        """Whether a part of the coarse scan meets the plane."""
+        return all(a in self.shown or start[a] <= i < stop[a] for a, i in enumerate(self.index))
+
+    def frames(self, start: Sequence[int], stop: Sequence[int]) -> bool:
+        """Whether a part of the coarse scan meets the enlarged region."""
+        spans = zip(self.shown, (self.rows, self.columns), strict=True)
+        return self.crosses(start, stop) and all(start[a] < s.stop and stop[a] > s.start for a, s in spans)
+
     @property
     def fine(self) -> tuple[int, int]:
         """Fine samples for each coarse one along rows and columns."""
@@ -94,7 +107,7 @@ class Placed:
 
 
 def view_of(scan: Scan, factor: Factor) -> View:
-    """The plane of a coarse scan with most detail, and its most detailed region.
+    """The liveliest of the planes of a coarse scan that are looked at, and its most detailed region.
 
     Raises:
         ValueError: fewer than two axes.

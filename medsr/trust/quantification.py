@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -31,6 +32,10 @@ DRAWN = 20_000
 """Points of a Bland-Altman plot that are kept."""
 PATCH = 512
 """Side of the patches in which the correlation of differences is measured."""
+BLOCK, BLOCKS, DRAWS = 32, 20, 1000
+"""Side of the blocks that are drawn anew as wholes, at least; how many there must be; and how often."""
+UNEVEN = 1.25
+"""Spread of one fifth over that of another, from which one pair of limits is false for both."""
 
 
 def _empty() -> Floats:
@@ -79,6 +84,27 @@ class RegionBias:
 
 
 @dataclass(frozen=True, slots=True)
+class Fifth:
+    """The samples of one fifth of the intensities, `start` to `stop` of the mean of both.
+
+    Attributes:
+        bias, deviation: mean and standard deviation of their differences.
+        inside: share of them within the limits of agreement of all samples.
+    """
+
+    start: float
+    stop: float
+    bias: float
+    deviation: float
+    inside: float
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Limits of agreement of this fifth alone."""
+        return self.bias - 1.96 * self.deviation, self.bias + 1.96 * self.deviation
+
+
+@dataclass(frozen=True, slots=True)
 class BlandAltman:
     """The data of a Bland-Altman plot.
 
@@ -87,11 +113,14 @@ class BlandAltman:
         unit: "intensity".
         reason: why there is no value; empty where there is one.
         bias, lower, upper: (value, low end, high end of the 95 % confidence interval) of the bias and of the two limits
-            of agreement, bias -+ 1.96 standard deviations.
-        mean, difference: points to draw, at most 20,000 evenly taken.
+            of agreement, bias -+ 1.96 standard deviations; ends nan where there are fewer than 20 blocks.
+        mean, difference: points to draw, at most 20,000 taken by chance (always the same).
         slope: of difference on mean (ordinary): not 0 where the bias grows with the intensity.
         samples: compared.
-        independent: how many independent ones they are worth; the intervals rest on it.
+        independent: how many independent ones they are worth by the correlation of neighbors.
+        blocks, block: how many blocks the intervals rest on, and their least side in samples.
+        inside: share of the samples within the limits.
+        fifths: of the samples by their mean, darkest first; fewer where many samples share a value.
     """
 
     value: float
@@ -105,6 +134,16 @@ class BlandAltman:
     slope: float = math.nan
     samples: int = 0
     independent: float = 0.0
+    blocks: int = 0
+    block: int = BLOCK
+    inside: float = math.nan
+    fifths: tuple[Fifth, ...] = ()
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the spread depends on the intensity, so that one pair of limits is false for its fifths."""
+        spreads = [fifth.deviation for fifth in self.fifths]
+        return bool(spreads) and max(spreads) > UNEVEN * min(spreads)
 
 
 def ordinary(reference: Array, estimate: Array) -> Line:
@@ -170,8 +209,9 @@ def bias_by_region(
         labels: whole numbers on the reference's grid, 0 is no region (such as cells or lesions).
         foreground: on the reference's grid; None: found by Otsu's threshold; bright is foreground.
         fit: "ordinary" where the reference is exact, "deming" where it is as noisy as the estimate.
-        banded_by: "mean" of the two where both are noisy: sorted by a noisy reference, the lowest band comes out too
-            high and the highest too low by chance alone (regression to the mean).
+        banded_by: what bands and foreground are found in; "mean" of the two where both are noisy: sorted by a noisy
+            reference, the lowest band comes out too high and the highest too low by chance alone (regression to the
+            mean).
 
     Raises:
         ValueError: shapes that do not fit, fewer than one band.
@@ -186,13 +226,13 @@ def bias_by_region(
     known = np.isfinite(values) & np.isfinite(truth)
     if not known.any():
         return (_region("all", known, values, truth, fit, compared),)
-    front = _foreground(np.where(known, truth, np.nan)) if foreground is None else foreground
+    key = truth if banded_by == "reference" else (truth + values) / 2
+    front = _foreground(np.where(known, key, np.nan)) if foreground is None else foreground
     rows = [
         _region("all", known, values, truth, fit, compared),
         _region("foreground", known & front, values, truth, fit, compared),
         _region("background", known & ~front, values, truth, fit, compared),
     ]
-    key = truth if banded_by == "reference" else (truth + values) / 2
     # A value that many samples share, as a black background, is one band.
     edges = np.append(np.unique(np.quantile(key[known], np.linspace(0, 1, bands + 1)))[:-1], np.inf)
     for i, (low, high) in enumerate(pairwise(edges if len(edges) > 1 else [key[known].min(), np.inf])):
@@ -247,8 +287,9 @@ def _region(
 def bland_altman(first: Array, second: Array, *, mask: Mask | None = None) -> BlandAltman:
     """Bias and limits of agreement of two arrays of one shape, such as an estimate and its truth.
 
-    Neighboring samples err together, so that a million of them are worth far fewer: the intervals rest on the number
-    of samples divided by the area over which the differences correlate.
+    Neighboring samples err together, and more in one part of an image than in another, so that a million of them are
+    worth far fewer: the intervals come from drawing blocks of at least 32 samples a side, and twice the length over
+    which differences correlate, with replacement (1,000 times, always the same), times Student's factor.
 
     Args:
         first, second: any shape; NaN is left out.
@@ -259,7 +300,9 @@ def bland_altman(first: Array, second: Array, *, mask: Mask | None = None) -> Bl
 
     References:
         J. M. Bland, D. G. Altman, 1999, Measuring agreement in method comparison studies,
-        doi:10.1177/096228029900800204, section 2.
+        doi:10.1177/096228029900800204, section 2, and 3.2 for spreads that depend on the mean.
+        H. R. Kuensch, 1989, The jackknife and the bootstrap for general stationary observations,
+        doi:10.1214/aos/1176347265 (blocks).
     """
     if first.shape != second.shape or (mask is not None and mask.shape != first.shape):
         raise ValueError(f"expected arrays of one shape, found {first.shape} and {second.shape}")
@@ -272,31 +315,65 @@ def bland_altman(first: Array, second: Array, *, mask: Mask | None = None) -> Bl
     one, two = np.asarray(first[use], np.float64), np.asarray(second[use], np.float64)
     d, m = one - two, (one + two) / 2
     bias, spread = float(d.mean()), float(d.std(ddof=1))
-    worth = max(3.0, count / _correlated(np.where(use, off - bias, 0.0), use))
-    t = float(stats.t.ppf(0.975, worth - 1))
-    wide = t * spread / math.sqrt(worth)
-    # Var(bias -+ 1.96 s) = s² (1 / n + 1.96² / (2 (n - 1))), section 2
-    outer = t * spread * math.sqrt(1 / worth + 1.96**2 / (2 * (worth - 1)))
+    area, reach = _correlated(np.where(use, off - bias, 0.0), use)
+    block = max(BLOCK, 2 * reach)
     low, high = bias - 1.96 * spread, bias + 1.96 * spread
-    step = -(-count // DRAWN)
+    blocks, (wide, below, above) = _drawn_anew(np.where(use, off, 0.0), use, block)
+    points: Any = slice(None)
+    if count > DRAWN:
+        points = np.sort(np.random.default_rng(0).choice(count, DRAWN, replace=False))
     return BlandAltman(
         value=bias,
         unit="intensity",
         reason="",
         bias=(bias, bias - wide, bias + wide),
-        lower=(low, low - outer, low + outer),
-        upper=(high, high - outer, high + outer),
-        mean=m[::step],
-        difference=d[::step],
+        lower=(low, low - below, low + below),
+        upper=(high, high - above, high + above),
+        mean=m[points],
+        difference=d[points],
         slope=ordinary(m, d).slope,
         samples=count,
-        independent=worth,
+        independent=max(3.0, count / area),
+        blocks=blocks,
+        block=block,
+        inside=float(((d >= low) & (d <= high)).mean()),
+        fifths=tuple(_fifths(m, d, low, high)),
     )
 
 
-def _correlated(off: Floats, use: Mask) -> float:
-    """Samples over which differences correlate: the product over axes of the sum of the correlation to its first 0."""
-    volume = 1.0
+def _fifths(mean: Floats, off: Floats, low: float, high: float) -> Iterator[Fifth]:
+    edges = np.unique(np.quantile(mean, np.linspace(0, 1, 6)))
+    for i, (start, stop) in enumerate(pairwise(edges.tolist())):
+        part = off[(mean >= start) & ((mean < stop) | (i == len(edges) - 2))]
+        inside = float(((part >= low) & (part <= high)).mean())
+        yield Fifth(start, stop, float(part.mean()), float(part.std()), inside)
+
+
+def _drawn_anew(off: Floats, use: Mask, block: int) -> tuple[int, tuple[float, float, float]]:
+    """Number of blocks with samples, and half widths of the 95 % intervals of bias, lower and upper limit."""
+    sums = np.stack([use.astype(np.float64), off, off * off])
+    for axis, n in enumerate(off.shape, start=1):
+        starts = np.linspace(0, n, max(1, n // block) + 1).round().astype(int)[:-1]
+        sums = np.add.reduceat(sums, starts, axis)
+    sums = sums.reshape(3, -1)
+    sums = sums[:, sums[0] > 0]
+    blocks = sums.shape[1]
+    if blocks < BLOCKS:
+        return blocks, (math.nan,) * 3
+    generator = np.random.default_rng(0)
+    drawn = np.stack([sums[:, generator.integers(0, blocks, blocks)].sum(1) for _ in range(DRAWS)], 1)
+    bias = drawn[1] / drawn[0]
+    spread = np.sqrt(np.maximum(drawn[2] / drawn[0] - bias**2, 0))
+    # The spread of few blocks comes out too small, and Student's factor is for what is left of that.
+    scale = float(stats.t.ppf(0.975, blocks - 1)) * math.sqrt(blocks / (blocks - 1))
+    wide, below, above = (scale * float(v.std()) for v in (bias, bias - 1.96 * spread, bias + 1.96 * spread))
+    return blocks, (wide, below, above)
+
+
+def _correlated(off: Floats, use: Mask) -> tuple[float, int]:
+    """Samples over which differences correlate: the product over axes of the sum of the correlation to its first 0, and
+    the longest of these sums."""
+    volume, reach = 1.0, 1
     patch = off[tuple(slice(0, PATCH) for _ in off.shape)]
     known = use[tuple(slice(0, PATCH) for _ in off.shape)].astype(np.float64)
     for axis in range(off.ndim):
@@ -307,8 +384,9 @@ def _correlated(off: Floats, use: Mask) -> float:
             continue
         rho = rho[: max(1, n // 2)] / rho[0]
         ends = np.flatnonzero(rho <= 0.05)
-        volume *= 1 + 2 * float(rho[1 : ends[0] if ends.size else len(rho)].sum())
-    return max(1.0, volume)
+        length = 1 + 2 * float(rho[1 : ends[0] if ends.size else len(rho)].sum())
+        volume, reach = volume * length, max(reach, round(length))
+    return max(1.0, volume), reach
 
 
 def _lagged(values: Floats, axis: int) -> Floats:
