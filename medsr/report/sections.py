@@ -132,7 +132,7 @@ def resolutions(material: Material) -> Table:
         "it is right: only a correlation with the truth says that."
     )
     if any(row[0].endswith(", region") for row in rows):
-        note += " It is of the enlarged region, of the scan by cubic interpolation and of the estimate."
+        note += " The last row is of the enlarged region, of the scan by cubic interpolation and of the estimate."
     if None in material.spacing:
         note += " The spacing is unknown: all periods are in fine samples, those of the estimate."
     return Table(title, ("measure", "measured", "estimate", "truth")[:width], rows, note, texts=frozenset(range(width)))
