@@ -28,6 +28,7 @@ __all__ = [
     "upscale",
     "upscale_images",
     "upscaled_blocks",
+    "upscaled_region",
 ]
 
 Note = Callable[[str], None]
@@ -135,6 +136,24 @@ def upscaled_blocks(
     """
     _refuse_several(upscaler)
     yield from _blocks(scan, upscaler, chosen=chosen, device=device, target=target, note=note, engine=engine)
+
+
+def upscaled_region(
+    scan: Scan, upscaler: Upscaler, target: Region, *, chosen: Plan, device: Device = "auto"
+) -> NDArray[Any]:
+    """A region of the result in memory: stored values of its shape, those of the whole result.
+
+    Args:
+        scan, upscaler, chosen, device: as in `upscaled_blocks`; the upscaler is already adapted.
+        target: fine samples along every axis.
+
+    Raises:
+        ValueError: the method makes several images.
+    """
+    stored = np.empty(region_shape(target), scan.intensity.dtype)
+    for region, values in upscaled_blocks(scan, upscaler, chosen=chosen, device=device, target=target):
+        stored[tuple(slice(r.start - t.start, r.stop - t.start) for r, t in zip(region, target, strict=True))] = values
+    return stored
 
 
 def _blocks(

@@ -210,18 +210,13 @@ def _cubic(low: Scan, view: View) -> Plane:
     """The region by cubic interpolation, stored as a result would be."""
     from medsr.methods.interpolation import Cubic
     from medsr.plan import plan
-    from medsr.upscaling import upscaled_blocks
+    from medsr.upscaling import upscaled_region
 
     used = [i for i, f in enumerate(view.factor) if f > 1]
     axes = max(2, len(view.factor) - used[0] if used else 0)
     cubic = Cubic(view.factor[-axes:])
     target = view.region(view.rows, view.columns, fine=True)
-    stored = np.empty([s.stop - s.start for s in target], low.intensity.dtype)
-    for region, values in upscaled_blocks(
-        low, cubic, chosen=plan(low, cubic, device="cpu"), device="cpu", target=target
-    ):
-        inside = tuple(slice(r.start - t.start, r.stop - t.start) for r, t in zip(region, target, strict=True))
-        stored[inside] = values
+    stored = upscaled_region(low, cubic, target, chosen=plan(low, cubic, device="cpu"), device="cpu")
     shape = tuple(n * f for n, f in zip(low.shape, view.factor, strict=True))
     whole = Scan(Placed(stored, target, shape), low.grid.refine(cubic.factor), low.intensity)
     return plane_of(whole, view, view.rows, view.columns, fine=True)

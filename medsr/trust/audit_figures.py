@@ -28,8 +28,9 @@ from medsr.pictures import (
     save,
     shortened,
 )
+from medsr.trust.fields import Ladder
 from medsr.trust.judging import Candidate, verdicts_of
-from medsr.trust.planting import Ladder, Planted
+from medsr.trust.planting import Planted
 
 if TYPE_CHECKING:
     from medsr.trust.audit_tables import Audit

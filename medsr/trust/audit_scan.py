@@ -25,9 +25,10 @@ from medsr.trust.fields import Field, Kinds, Ladder, fields_of, ladders_of
 from medsr.trust.invention import suspicions
 from medsr.trust.judging import Candidate, candidates_of, on_the_plane, scored, verdicts_of
 from medsr.trust.nullspace import NullSpace
+from medsr.trust.pair import in_unit
 from medsr.trust.planting import Planted, altered_scan, plant
 from medsr.upscaler import Upscaler
-from medsr.upscaling import upscaled_blocks
+from medsr.upscaling import upscaled_region
 
 if TYPE_CHECKING:
     from medsr.degradation import Degradation, DegradationRange
@@ -206,19 +207,12 @@ def _estimate(trial: Trial, upscaler: Upscaler, window: Region, setting: Setting
     """Stored values of a part of the result, with the leading axes of the scan."""
     target = _fine(window, trial.factor)
     chosen = plan(trial.low, upscaler, memory=setting.memory, device=setting.device)
-    stored = np.empty([s.stop - s.start for s in target], trial.scan.intensity.dtype)
-    for region, values in upscaled_blocks(trial.low, upscaler, chosen=chosen, device=setting.device, target=target):
-        stored[tuple(slice(r.start - t.start, r.stop - t.start) for r, t in zip(region, target, strict=True))] = values
-    return stored
+    return upscaled_region(trial.low, upscaler, target, chosen=chosen, device=setting.device)
 
 
 def _unit(trial: Trial, stored: Array) -> Floats:
     """A plane of stored values in unit intensity, holes NaN."""
-    intensity = trial.scan.intensity
-    unit = intensity.to_unit(stored).astype(np.float64)
-    if intensity.may_have_holes:
-        unit[intensity.holes(stored)] = np.nan
-    return unit.reshape(unit.shape[-2:])
+    return in_unit(trial.scan.intensity, stored).reshape(stored.shape[-2:])
 
 
 def field_maps(method: Audited, scene: _Scene, stored: Array, window: Region, setting: Setting) -> dict[str, Array]:

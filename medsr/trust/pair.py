@@ -17,13 +17,13 @@ from medsr.io.lazy import BlockArray
 from medsr.plan import Device, Plan, plan
 from medsr.scan import Factor, Intensity, Region, Scan
 from medsr.upscaler import describe
-from medsr.upscaling import upscaled_blocks
+from medsr.upscaling import upscaled_region
 
 if TYPE_CHECKING:
     from medsr.degradation import PoissonGaussian
     from medsr.upscaler import Upscaler
 
-__all__ = ["Around", "At", "Made", "Pair", "Share", "Sheet"]
+__all__ = ["Around", "At", "Made", "Pair", "Share", "Sheet", "in_unit"]
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -173,14 +173,8 @@ class Made:
         if self._plan is None:
             self._plan = plan(self.low, self.upscaler, device=self.device)
         target = tuple(slice(r.start * f, r.stop * f) for r, f in zip(region, self.factor, strict=True))
-        line = self.low.intensity
-        stored = np.empty([t.stop - t.start for t in target], line.dtype)
-        blocks = upscaled_blocks(self.low, self.upscaler, chosen=self._plan, device=self.device, target=target)
-        for place, values in blocks:
-            stored[tuple(slice(p.start - t.start, p.stop - t.start) for p, t in zip(place, target, strict=True))] = (
-                values
-            )
-        return _in_unit(line, stored)
+        stored = upscaled_region(self.low, self.upscaler, target, chosen=self._plan, device=self.device)
+        return in_unit(self.low.intensity, stored)
 
 
 class Sheet:
@@ -196,10 +190,11 @@ class Sheet:
 
 
 def _unit(scan: Scan, region: Region) -> Floats:
-    return _in_unit(scan.intensity, scan.read(region))
+    return in_unit(scan.intensity, scan.read(region))
 
 
-def _in_unit(line: Intensity, stored: NDArray[Any]) -> Floats:
+def in_unit(line: Intensity, stored: NDArray[Any]) -> Floats:
+    """Stored values (any shape) in unit intensity, float64, holes NaN."""
     unit = line.to_unit(stored).astype(np.float64)
     if line.may_have_holes:
         unit[line.holes(stored)] = np.nan

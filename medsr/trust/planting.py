@@ -26,7 +26,7 @@ from medsr.trust.structures import (
     rendered,
 )
 
-__all__ = ["CONTRASTS", "SEEN", "Ladder", "Planted", "altered_scan", "deviation_of", "plant"]
+__all__ = ["CONTRASTS", "SEEN", "Planted", "altered_scan", "deviation_of", "plant"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
